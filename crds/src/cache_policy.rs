@@ -123,6 +123,10 @@ use crate::{CachePolicyStatus, schema};
         "rule": "!has(self.invalidation) || !has(self.invalidation.notifications) || (has(self.sources) && self.sources.exists(s, s.name == self.invalidation.notifications.source && has(s.postgres)))",
         "message": "invalidation.notifications names no Postgres server of spec.sources: add it there, or write the name of one that is there",
     },
+    {
+        "rule": "!has(self.invalidation) || !has(self.invalidation.changes) || (has(self.sources) && self.sources.exists(s, s.name == self.invalidation.changes.source && has(s.postgres)))",
+        "message": "invalidation.changes names no Postgres server of spec.sources: add it there, or write the name of one that is there",
+    },
 ]))]
 pub struct CachePolicySpec {
     /// Selector of the pods, by labels that the pods themselves carry. Of two policies that select a pod, the older one

@@ -26,6 +26,7 @@ pub mod policy;
 pub mod purge;
 pub mod range;
 pub mod response_meta;
+pub mod rows;
 pub mod size;
 pub mod spec;
 pub mod sql;

@@ -18,7 +18,7 @@ pub use self::writes::{Purges, WritePurges};
 use self::{check::Check, hosts::NamedHosts, index::RouteIndex, writes::WriteRule};
 use crate::{
     ByteSize, Fields, IdentityHeaders, PurgeName,
-    spec::{CacheSpec, Http, L1, Notifications, OtherProtocols, Otlp, Postgres, Redis},
+    spec::{CacheSpec, Changes, Http, L1, Notifications, OtherProtocols, Otlp, Postgres, Redis},
     tags::TagsFrom,
 };
 
@@ -50,6 +50,8 @@ pub struct Policy {
     pub otlp: Option<Otlp>,
     /// Treatment of connections that do not speak HTTP.
     pub other_protocols: OtherProtocols,
+    /// Changes of tables in Postgres that purge.
+    pub changes: Option<Changes>,
     /// Notifications of Postgres that purge.
     pub notifications: Option<Notifications>,
     /// True if responses of the application may purge (`Larder-Purge`).
@@ -103,6 +105,7 @@ impl Policy {
             admin_prefix: None,
             otlp: None,
             other_protocols: OtherProtocols::Pass,
+            changes: None,
             notifications: None,
             obeys_responses: false,
             index: RouteIndex::of_paths(routes.iter()),
@@ -191,6 +194,10 @@ impl Policy {
         let writes = on_write
             .map(|(index, write)| check.write(&format!("spec.invalidation.onWrite[{index}]"), write, &routes))
             .collect();
+        let changes = invalidation.as_ref().and_then(|invalidation| invalidation.changes.clone());
+        if let Some(changes) = &changes {
+            check.changes("spec.invalidation.changes", changes, &sources);
+        }
         let notifications = invalidation.as_ref().and_then(|invalidation| invalidation.notifications.clone());
         if let Some(notifications) = &notifications {
             check.notifications("spec.invalidation.notifications", notifications, &sources);
@@ -208,6 +215,7 @@ impl Policy {
             admin_prefix: admin.as_ref().map(|admin| admin.path_prefix.clone()),
             otlp,
             other_protocols: *other_protocols,
+            changes,
             notifications,
             obeys_responses: invalidation.as_ref().is_some_and(|invalidation| invalidation.from_responses),
             index: RouteIndex::of_paths(routes.iter()),
@@ -257,7 +265,8 @@ impl Policy {
             admin_prefix: _,
             otlp: _,
             other_protocols: _,
-            // What was stored without them is purged when listening begins.
+            // What was stored without them is purged when they are followed.
+            changes: _,
             notifications: _,
             obeys_responses,
             routes,

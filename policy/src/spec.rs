@@ -5,6 +5,7 @@
 //! whose violation would go unnoticed, because a sidecar outside Kubernetes has no API server in front of it, and adds
 //! what CEL cannot express.
 
+mod changes;
 mod invalidation;
 mod key;
 mod notifications;
@@ -20,6 +21,7 @@ use serde_json::{Value, json};
 use crate::Duration;
 
 pub use self::{
+    changes::{Changes, RowPurge, TableChanges},
     invalidation::{Invalidation, OnWrite, PurgeSpec, UnseenWrites, WriteMatch},
     key::{KeyBody, KeyHost, KeyQuery, KeySpec, QueryOrder},
     notifications::Notifications,

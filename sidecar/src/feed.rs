@@ -23,6 +23,8 @@ pub struct Feed {
 pub enum Kind {
     /// Notifications on a channel.
     Notifications(spec::Notifications),
+    /// Changes of tables.
+    Changes(spec::Changes),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -31,8 +33,8 @@ enum State {
     Down(String),
     /// Another pod that shares the cache follows.
     Waiting,
-    /// Every change from now on is heard.
-    Following,
+    /// Every change from now on is heard. There may be advice on how it costs less.
+    Following(Option<String>),
 }
 
 impl Feed {
@@ -44,8 +46,10 @@ impl Feed {
         previous: &[Arc<Self>],
     ) -> Vec<Arc<Self>> {
         let notifications = policy.notifications.iter();
-        let wanted =
+        let notifications =
             notifications.map(|spec| ("notifications", &spec.source, Kind::Notifications(spec.clone())));
+        let changes =
+            policy.changes.iter().map(|spec| ("changes", &spec.source, Kind::Changes(spec.clone())));
         let feed = |(label, name, kind): (&str, &String, Kind)| {
             let source = sources.iter().find(|(known, _)| known == name);
             let Some((_, Source::Postgres(source))) = source else { return None };
@@ -60,7 +64,7 @@ impl Feed {
             let same = previous.iter().find(|known| known.is_same(&feed));
             Some(same.map_or_else(|| Arc::new(feed), Arc::clone))
         };
-        wanted.filter_map(feed).collect()
+        notifications.chain(changes).filter_map(feed).collect()
     }
 
     fn is_same(&self, other: &Self) -> bool {
@@ -97,11 +101,12 @@ impl Feed {
         !matches!(*self.state.lock(), State::Down(_))
     }
 
-    /// Returns the reason that nothing is heard.
+    /// Returns the reason that nothing is heard, or advice.
     pub fn last_error(&self) -> Option<String> {
         match &*self.state.lock() {
             State::Down(reason) => Some(reason.clone()),
-            State::Waiting | State::Following => None,
+            State::Waiting => None,
+            State::Following(advice) => advice.clone(),
         }
     }
 
@@ -119,8 +124,13 @@ impl Feed {
         *self.state.lock() = State::Waiting;
     }
 
-    /// Records that every change from now on is heard.
-    pub fn follows(&self) {
-        *self.state.lock() = State::Following;
+    /// Records that every change from now on is heard, and advice on how it costs less.
+    pub fn follows(&self, advice: Option<String>) {
+        let following = State::Following(advice);
+        let mut state = self.state.lock();
+        if let (State::Following(Some(advice)), false) = (&following, *state == following) {
+            tracing::warn!(feed = self.name, advice, "changes in postgres purge more than they must");
+        }
+        *state = following;
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     telemetry::Telemetry,
 };
 
+mod changes;
 mod notifications;
 
 /// Interval at which the policy is looked at for other feeds, the server is probed, and a lock is tried.
@@ -89,6 +90,7 @@ impl Follower {
     async fn follow(&self) -> anyhow::Result<Infallible> {
         match self.feed.kind() {
             Kind::Notifications(spec) => self.listen(spec).await,
+            Kind::Changes(spec) => self.replicate(spec).await,
         }
     }
 

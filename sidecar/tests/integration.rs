@@ -60,6 +60,7 @@ mod integration {
     mod redis_topologies;
     mod refused;
     mod relaying;
+    mod replicating;
     mod routes;
     mod sharing;
     mod slow_application;

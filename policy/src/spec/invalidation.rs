@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Notifications;
+use super::{Changes, Notifications};
 use crate::PathTemplate;
 
 /// Events that invalidate stored responses before they expire.
@@ -31,6 +31,10 @@ pub struct Invalidation {
     /// Notifications of Postgres (`NOTIFY`) that purge, such as those of the triggers that `larder sql trigger` prints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notifications: Option<Notifications>,
+
+    /// Changes of tables in Postgres, whoever makes them, and the stored responses that each invalidates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<Changes>,
 }
 
 /// Behaviour while a pod receives requests without a sidecar.

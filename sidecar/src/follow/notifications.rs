@@ -19,7 +19,7 @@ impl Follower {
         session.listen(&spec.channel).await?;
         // What was notified before nobody heard.
         self.purge_everything().await?;
-        self.feed.follows();
+        self.feed.follows(None);
         tracing::info!(feed = self.feed.name(), channel = spec.channel, "listening for notifications");
         let mut ticks = interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -20,11 +20,14 @@ use tokio_postgres::{error::SqlState, types::ToSql};
 use tokio_util::task::AbortOnDropHandle;
 
 mod guarded;
+pub mod pgoutput;
 mod pools;
+pub mod publication;
+pub mod replication;
 pub mod session;
 mod url;
 
-use self::{pools::Pools, session::Session};
+use self::{pools::Pools, replication::Replication, session::Session};
 use super::blames_certificate;
 use crate::{breaker::Breaker, resolver::Resolver};
 
@@ -124,6 +127,14 @@ impl PostgresSource {
         let limit = self.server.spec.statement_timeout.0;
         let opened = timeout(limit, async { Session::open(self.server.pools.primary().await?).await });
         opened.await.with_context(|| PostgresError::Deadline(limit))?
+    }
+
+    /// Opens a connection to the primary that replicates.
+    ///
+    /// # Errors
+    /// If there is none within the statement's deadline.
+    pub async fn replication(&self) -> anyhow::Result<Replication> {
+        Replication::open(self.server.pools.primary().await?).await
     }
 
     /// Returns true if a session has the URL and the CA that are in use.

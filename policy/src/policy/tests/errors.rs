@@ -250,3 +250,39 @@ fn route_that_passes_says_nothing_of_stored_responses() {
         );
     }
 }
+
+#[test]
+fn changes_need_a_postgres_source_tables_and_columns() {
+    let problems = |changes: &str| {
+        let text = format!(
+            "sources: [{{name: db, postgres: {{urlFrom: {{env: DB}}}}}}]\ninvalidation: {{changes: {changes}}}"
+        );
+        let problems = Policy::compile(&spec(&text)).err().unwrap_or_default();
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let at = "spec.invalidation.changes";
+    let table =
+        |purge: &str| format!("{{source: db, publication: p, tables: [{{table: t, purge: {purge}}}]}}");
+    assert_eq!(problems(&table(r#"{tags: ["a:{id}"], paths: ["/a/{id}"], soft: true}"#)), [""; 0]);
+    assert_eq!(
+        problems("{source: none, publication: p, tables: []}"),
+        [
+            format!("{at}.source: spec.sources has no \"none\""),
+            format!("{at}.tables: list the tables whose changes purge")
+        ]
+    );
+    let column = "write a column of the row in letters, digits and _, such as {id}";
+    assert_eq!(
+        problems(&table(r#"{tags: ["a:{i d}"], prefixes: ["/a/{*id}"]}"#)),
+        [
+            format!("{at}.tables[0].purge.tags[0]: \"a:{{i d}}\" uses {{i d}}: {column}"),
+            format!("{at}.tables[0].purge.prefixes[0]: \"/a/{{*id}}\" uses {{*id}}: {column}")
+        ]
+    );
+    assert_eq!(
+        problems(&table("{soft: true}")),
+        [format!(
+            "{at}.tables[0].purge: nothing to purge when a row changes: set tags, paths or prefixes, or everything: true"
+        )]
+    );
+}
