@@ -42,7 +42,7 @@ enum UploadSource {
 /// The body of a client's request, the beginning of which may have been read already.
 #[derive(Debug)]
 struct ClientBody {
-    /// What has been read and not yet been passed on.
+    /// The beginning that has been read and not yet passed on.
     read: Bytes,
     rest: Incoming,
 }
