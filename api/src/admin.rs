@@ -26,7 +26,7 @@ pub use policy::{CacheState, PeersReport, PolicyReport, RequestCounts, TierState
 pub use problem::Problem;
 pub use purge::{KEY_PATTERN, PeersTold, PurgeReport, PurgeRequest, PurgedNames};
 pub use requests::{InvalidStatus, Outcome, REQUESTS_MEDIA_TYPE, RequestsQuery, ServedRequest, StatusFilter};
-pub use stats::{DEFAULT_TOP_KEYS, MAX_TOP_KEYS, Stats, StatsQuery, TopKey};
+pub use stats::{DEFAULT_TOP_KEYS, MAX_TOP_KEYS, RouteCounters, Stats, StatsQuery, TierCounters, TopKey};
 
 /// Requires all properties of a schema: those of its type have defaults only for reports of earlier versions.
 fn complete(schema: &mut Schema) {

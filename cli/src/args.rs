@@ -2,7 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    num::NonZeroU32,
+    num::{NonZeroU16, NonZeroU32},
     path::{Path, PathBuf},
 };
 
@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Status(Status),
     /// Show the counters of a policy's sidecars: their sum and each pod's.
     Stats(Stats),
+    /// Show requests per second by route, hit ratios and latencies of tiers, again and again on a terminal.
+    Top(Top),
     /// Show requests as they are served: route, tier, outcome, and why nothing was stored.
     Tail(Tail),
     /// Show the treatment of a request: route, key, tiers, stored response, and the names that a write purges.
@@ -107,6 +109,17 @@ pub(crate) struct Stats {
     /// Number of keys with the most hits to list.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_TOP_KEYS, value_parser = top_keys)]
     pub(crate) top: usize,
+}
+
+/// Options of `top`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Top {
+    /// Policy.
+    pub(crate) policy: String,
+
+    /// Seconds over which rates are taken.
+    #[arg(long, value_name = "SECONDS", default_value = "2")]
+    pub(crate) interval: NonZeroU16,
 }
 
 /// Options of `tail`.
@@ -166,7 +179,7 @@ pub(crate) struct Explain {
 
     /// Port of the application, if the policy has several targets [default: the first].
     #[arg(long)]
-    pub(crate) port: Option<std::num::NonZeroU16>,
+    pub(crate) port: Option<NonZeroU16>,
 
     /// Pod whose memory is looked into [default: a ready one].
     #[arg(long)]

@@ -46,6 +46,8 @@ pub(crate) enum Error {
     Usage(String),
     #[error("can't write {file}: {error}")]
     Unwritable { file: String, error: io::Error },
+    #[error("can't use the terminal: {0}; -o json and pipes need none")]
+    Terminal(io::Error),
     #[error("can't start: {0}")]
     Runtime(io::Error),
 }

@@ -13,6 +13,7 @@ mod run;
 mod sidecar;
 mod sql;
 mod table;
+mod terminal;
 
 mod completions;
 mod explain;
@@ -22,6 +23,7 @@ mod purge;
 mod stats;
 mod status;
 mod tail;
+mod top;
 mod wording;
 
 fn main() -> std::process::ExitCode {

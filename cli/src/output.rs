@@ -37,6 +37,11 @@ impl Output {
         Self { format, paint: Paint::for_standard_output() }
     }
 
+    /// Returns true if no format of data was asked for.
+    pub(crate) fn is_for_people(&self) -> bool {
+        self.format.is_none()
+    }
+
     /// Prints a value as data, or the text for people if no format was asked for.
     pub(crate) fn print(&self, value: &impl Serialize, text: impl FnOnce(Paint) -> String) -> Result<()> {
         print(&match self.format {

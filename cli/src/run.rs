@@ -12,7 +12,7 @@ use crate::{
     explain, lint, man,
     outcome::Outcome,
     output::Output,
-    purge, sql, stats, status, tail, wording,
+    purge, sql, stats, status, tail, top, wording,
 };
 
 /// Runs a command; its arguments begin with the program's name.
@@ -46,6 +46,7 @@ fn perform(args: Args) -> Result<Outcome> {
         match command {
             Command::Status(args) => status::run(&args, &cluster, &output).await,
             Command::Stats(args) => stats::run(&args, &cluster, &output).await,
+            Command::Top(args) => top::run(&args, &cluster, &output).await,
             Command::Tail(args) => tail::run(&args, &cluster, &output).await,
             Command::Explain(args) => explain::run(&args, &cluster, &output).await,
             Command::Purge(args) => purge::run(&args, &cluster, &output).await,

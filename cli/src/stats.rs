@@ -1,8 +1,8 @@
 //! `larder stats`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use larder_api::admin::{Stats, TopKey, path};
+use larder_api::admin::{Stats, TierCounters, TopKey, path};
 use serde::Serialize;
 
 use crate::{
@@ -69,6 +69,7 @@ pub(crate) async fn run(args: &args::Stats, cluster: &Cluster, output: &Output) 
 fn sum<'a>(all: impl Iterator<Item = &'a Stats>, top: usize) -> Stats {
     let mut sum = Stats::default();
     let mut keys = HashMap::<&str, u64>::new();
+    let mut tiers_of_all = BTreeMap::<&str, (u64, f64)>::new();
     for one in all {
         // A new counter must not be forgotten.
         let Stats {
@@ -90,6 +91,9 @@ fn sum<'a>(all: impl Iterator<Item = &'a Stats>, top: usize) -> Stats {
             total_cached_keys,
             bytes,
             top_keys,
+            tiers,
+            // Not asked for.
+            routes: _,
         } = one;
         sum.hits += hits;
         sum.misses += misses;
@@ -107,6 +111,11 @@ fn sum<'a>(all: impl Iterator<Item = &'a Stats>, top: usize) -> Stats {
         sum.l1_evictions += l1_evictions;
         sum.total_cached_keys += total_cached_keys;
         sum.bytes += bytes;
+        for TierCounters { tier, responses, seconds } in tiers {
+            let (all, took) = tiers_of_all.entry(tier.as_str()).or_default();
+            *all += responses;
+            *took += seconds;
+        }
         top_keys.iter().for_each(|TopKey { hits, key }| *keys.entry(key).or_default() += hits);
     }
     let lookups = sum.hits + sum.misses;
@@ -115,6 +124,10 @@ fn sum<'a>(all: impl Iterator<Item = &'a Stats>, top: usize) -> Stats {
     keys.sort_by(|a, b| b.cmp(a));
     keys.truncate(top);
     sum.top_keys = keys;
+    let tiers = tiers_of_all.into_iter();
+    let counters =
+        |(tier, (responses, seconds))| TierCounters { tier: str::to_owned(tier), responses, seconds };
+    sum.tiers = tiers.map(counters).collect();
     sum
 }
 

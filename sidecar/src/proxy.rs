@@ -225,6 +225,7 @@ impl Proxy {
         stats.answered(outcome, tier);
         let took = took.unwrap_or_default();
         self.telemetry.answered(stats, outcome, took);
+        self.telemetry.stats.took(tier, took);
         self.telemetry.tails.show(arrival, answered);
         let (name, milliseconds) = (route.unwrap_or(NO_ROUTE), took.as_secs_f64() * 1000.0);
         tracing::debug!(route = name, tier = tier.as_str(), status, milliseconds, "{}", outcome.as_str());

@@ -7,6 +7,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
@@ -186,6 +187,13 @@ const MAX_ROUTES: usize = 2_000;
 /// Name that counts the requests of routes of earlier policies, once there are more than [`MAX_ROUTES`].
 const REMOVED: &str = "removed";
 
+/// Responses of a tier, and the sum of the times until their heads were ready.
+#[derive(Debug, Default)]
+struct Times {
+    count: AtomicU64,
+    nanoseconds: AtomicU64,
+}
+
 /// Counters since the process began.
 #[derive(Debug, Default)]
 pub struct Stats {
@@ -193,6 +201,7 @@ pub struct Stats {
     purges: [AtomicU64; PurgeOrigin::ALL.len()],
     refused_purges: [AtomicU64; RefusedPurge::ALL.len()],
     tier_errors: [AtomicU64; Tier::ALL.len()],
+    tier_times: PerThread<[Times; Tier::ALL.len()]>,
     mode: Mutex<Option<Mode>>,
     tiers_up: Mutex<Vec<(String, bool)>>,
     degraded: Mutex<Vec<(String, bool)>>,
@@ -268,6 +277,24 @@ impl Stats {
     /// Returns the number of purges that responses asked for in vain.
     pub fn refused_purges(&self, reason: RefusedPurge) -> u64 {
         self.refused_purges[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// Counts the time until the head of a tier's response was ready.
+    pub fn took(&self, tier: Tier, elapsed: Duration) {
+        let Times { count, nanoseconds } = &self.tier_times.own()[tier.index()];
+        count.fetch_add(1, Ordering::Relaxed);
+        nanoseconds.fetch_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Returns the number of responses of each tier whose times were measured, and the sum of these.
+    pub fn tier_times(&self) -> [(Tier, u64, Duration); Tier::ALL.len()] {
+        let sum = |tier: Tier, read: fn(&Times) -> &AtomicU64| {
+            self.tier_times.all().map(|times| read(&times[tier.index()]).load(Ordering::Relaxed)).sum::<u64>()
+        };
+        Tier::ALL.map(|tier| {
+            let nanoseconds = sum(tier, |times| &times.nanoseconds);
+            (tier, sum(tier, |times| &times.count), Duration::from_nanos(nanoseconds))
+        })
     }
 
     /// Counts a failure of a tier.

@@ -15,11 +15,13 @@ pub struct StatsQuery {
     /// Number of keys to list.
     #[schemars(range(min = 1, max = MAX_TOP_KEYS))]
     pub top: usize,
+    /// List the counters of routes.
+    pub routes: bool,
 }
 
 impl Default for StatsQuery {
     fn default() -> Self {
-        Self { top: DEFAULT_TOP_KEYS }
+        Self { top: DEFAULT_TOP_KEYS, routes: false }
     }
 }
 
@@ -67,6 +69,40 @@ pub struct Stats {
     pub bytes: u64,
     /// The keys with the most hits in memory, most hits first.
     pub top_keys: Vec<TopKey>,
+    /// Responses of tiers beyond memory.
+    pub tiers: Vec<TierCounters>,
+    /// Counters of the routes that were used, with `routes=true`. Requests of no route are those of `none`.
+    pub routes: Vec<RouteCounters>,
+}
+
+/// Responses that a tier gave: Redis, a source or the application; `none` has those that nothing but the sidecar gave.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TierCounters {
+    /// Name of the tier.
+    pub tier: String,
+    /// Number of responses.
+    pub responses: u64,
+    /// Sum of the times until their heads were ready.
+    pub seconds: f64,
+}
+
+/// Requests of a route.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RouteCounters {
+    /// Name of the route.
+    pub route: String,
+    /// All requests.
+    pub requests: u64,
+    /// Requests with a stored response.
+    pub hits: u64,
+    /// Requests that went to a source or to the application, and were the first to.
+    pub misses: u64,
+    /// Requests with a stale response, because no fresh one could be had.
+    pub stale: u64,
+    /// Requests that bypassed the cache.
+    pub bypassed: u64,
+    /// Requests without any response.
+    pub errors: u64,
 }
 
 /// A key, and the hits of its response in memory.

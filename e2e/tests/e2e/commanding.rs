@@ -75,6 +75,37 @@ async fn status_stats_and_explain_describe_each_pod() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn top_shows_rates_of_routes_once_without_a_terminal() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let (_, agent) = sandbox.with_policy("cache", IN_MEMORY, &Workload::deployment("app", 2), 2).await?;
+        let pods = sandbox.pods("app").await?;
+        let larder = Larder::of(sandbox);
+        eventually("requests within the interval are shown", SHORT_TIMEOUT, async || {
+            let requests = async {
+                for _ in 0..10 {
+                    fill(&agent, &pods, "/items/1").await?;
+                }
+                anyhow::Ok(())
+            };
+            let (top, requests) =
+                tokio::join!(larder.read::<Value>(0, &["top", "cache", "--interval", "5"]), requests);
+            requests?;
+            let top = top?;
+            let routes = top["total"]["routes"].as_array().into_iter().flatten();
+            let item = routes.into_iter().find(|route| route["route"] == "item");
+            let hits = item.and_then(|item| item["hits"].as_f64()).unwrap_or_default();
+            ensure!(hits > 0.0 && top["pods"].as_array().map(Vec::len) == Some(2), "{top}");
+            Ok(())
+        })
+        .await?;
+        let text = larder.run(&["top", "cache", "--interval", "1"]).await?;
+        ensure!(text.code == 0 && text.printed.contains("ROUTE"), "{text:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
 async fn tail_shows_requests_of_every_pod_as_they_are_served() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
         let (_, agent) = sandbox.with_policy("cache", IN_MEMORY, &Workload::deployment("app", 2), 2).await?;

@@ -8,7 +8,7 @@ use axum::{
     extract::{FromRequestParts, Query, State},
 };
 use http::request::Parts;
-use larder_api::admin::{MAX_TOP_KEYS, Stats, StatsQuery, TopKey};
+use larder_api::admin::{MAX_TOP_KEYS, RouteCounters, Stats, StatsQuery, TierCounters, TopKey};
 
 use super::{
     Admin,
@@ -19,7 +19,7 @@ use crate::{
     cache_status::Tier,
     l1::{Held, Stored},
     snapshot::Snapshot,
-    stats::Outcome,
+    stats::{self as counters, Outcome},
 };
 
 /// The query of a request, checked.
@@ -31,9 +31,9 @@ impl<S: Send + Sync> FromRequestParts<S> for CheckedQuery {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
         match Query::<StatsQuery>::from_request_parts(parts, state).await {
             Ok(Query(query)) if (1..=MAX_TOP_KEYS).contains(&query.top) => Ok(Self(query)),
-            _ => {
-                Err(Refused::malformed(format!("top must be from 1 to {MAX_TOP_KEYS}, as in /stats?top=10")))
-            }
+            _ => Err(Refused::malformed(format!(
+                "top must be from 1 to {MAX_TOP_KEYS}, as in /stats?top=10, and routes true or false"
+            ))),
         }
     }
 }
@@ -78,7 +78,38 @@ pub(super) async fn stats(
         total_cached_keys,
         bytes: l1_bytes,
         top_keys,
+        tiers: tiers(stats),
+        routes: if query.routes { routes(stats) } else { vec![] },
     })
+}
+
+/// Returns the counters of the tiers that responded. Most hits in memory are not measured.
+fn tiers(stats: &counters::Stats) -> Vec<TierCounters> {
+    let times = stats.tier_times().into_iter();
+    let used = times.filter(|(tier, responses, _)| *tier != Tier::L1 && *responses > 0);
+    let counters = used.map(|(tier, responses, took)| TierCounters {
+        tier: tier.as_str().to_owned(),
+        responses,
+        seconds: took.as_secs_f64(),
+    });
+    counters.collect()
+}
+
+/// Returns the counters of the routes that were used.
+fn routes(stats: &counters::Stats) -> Vec<RouteCounters> {
+    let counters = stats.routes().into_iter().map(|(route, stats)| {
+        let of = |outcome| Tier::ALL.into_iter().map(|tier| stats.requests(outcome, tier)).sum::<u64>();
+        RouteCounters {
+            route,
+            requests: Outcome::ALL.map(of).iter().sum(),
+            hits: of(Outcome::Hit),
+            misses: of(Outcome::Miss),
+            stale: of(Outcome::Stale),
+            bypassed: of(Outcome::Bypass),
+            errors: of(Outcome::Error),
+        }
+    });
+    counters.filter(|route| route.requests > 0).collect()
 }
 
 /// Returns the number of responses in memory that no purge covers, and the most frequently hit ones.
@@ -106,5 +137,5 @@ pub(super) fn about(operation: TransformOperation<'_>) -> TransformOperation<'_>
     let operation = operation.id("stats").tag("cache").summary("Statistics").description(
         "Counters since the process started and the current contents of memory, of this pod alone.",
     );
-    refuses::<400>(guarded(operation), "`top` is not a number from 1 to 100.")
+    refuses::<400>(guarded(operation), "A parameter is malformed.")
 }

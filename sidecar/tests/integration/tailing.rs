@@ -1,10 +1,10 @@
-//! Requests as they are served, for readers of `GET /requests`.
+//! Requests as they are served, for readers of `GET /requests`, and counters of their routes.
 
 use bytes::Bytes;
 use http::Method;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use larder_api::admin::ServedRequest;
+use larder_api::admin::{ServedRequest, Stats};
 
 use super::harness::{Origin, Policy, Sidecar, TOKEN, Wire, until};
 
@@ -113,6 +113,30 @@ async fn reader_sees_requests_of_its_filters_and_no_value_of_a_query() {
     assert_eq!((seen.path.as_str(), seen.query.as_deref()), ("/users/2", Some("token=*")));
     let seen = whole.next().await;
     assert_eq!((seen.path.as_str(), seen.query.as_deref()), ("/other", Some("token=secret")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counters_of_routes_and_tiers_are_in_the_statistics() {
+    let origin = Origin::obedient().await;
+    let policy = Policy::new(SHOP);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for path in ["/users/1", "/users/1", "/users/1?nocache=true", "/other"] {
+        sidecar.get(path).await;
+    }
+    let stats = async |query: &str| {
+        let answer = sidecar.with_token(Method::GET, &format!("/stats{query}"), "").await;
+        serde_json::from_str::<Stats>(&answer.body).unwrap()
+    };
+    let with_routes = stats("?routes=true").await;
+    let count =
+        |route: &str| with_routes.routes.iter().find(|counters| counters.route == route).cloned().unwrap();
+    let user = count("user");
+    assert_eq!((user.requests, user.hits, user.misses, user.bypassed), (3, 1, 1, 1));
+    assert_eq!((count("none").requests, with_routes.routes.len()), (1, 2));
+    let application = with_routes.tiers.iter().find(|tier| tier.tier == "app").unwrap();
+    assert_eq!((application.responses, application.seconds > 0.0), (3, true));
+    assert!(stats("").await.routes.is_empty());
+    assert_eq!(sidecar.with_token(Method::GET, "/stats?routes=1", "").await.status, 400);
 }
 
 #[tokio::test(flavor = "multi_thread")]
