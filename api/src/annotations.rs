@@ -32,6 +32,8 @@ pub const WITHHELD: &str = "larder.dev/withheld-injection";
 pub const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
 /// On a policy's ConfigMap: the policy's rollout strategy, for use after the policy is deleted.
 pub const ROLLOUT_STRATEGY: &str = "larder.dev/rollout-strategy";
+/// On a policy's ConfigMap: a random text from which the token of its admin API is derived. A token that was deleted is replaced by another.
+pub const TOKEN_SALT: &str = "larder.dev/token-salt";
 
 /// Returns the annotation of the webhook's Secret with the time of issue of one of its certificates.
 pub fn issued_at(certificate: &str) -> String {

@@ -79,7 +79,7 @@ pub struct CacheInvalidationSpec {
 
     /// Whole keys as `kubectl larder` and the admin API show them, or short ones such as `GET:/api/posts/`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 8192)), extend("x-kubernetes-validations" = [{
+    #[schemars(length(min = 1, max = 32), inner(length(min = 1, max = 1024)), extend("x-kubernetes-validations" = [{
         "rule": "self.all(k, k.matches('^(GET|HEAD|POST):'))",
         "message": "a key begins with its method, such as GET:/api/posts/",
     }]))]
@@ -87,17 +87,17 @@ pub struct CacheInvalidationSpec {
 
     /// Whole paths, for every host, scheme, query and variant, in any spelling.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 8192)), extend("x-kubernetes-validations" = schema::paths()))]
+    #[schemars(length(min = 1, max = 32), inner(length(min = 1, max = 512)), extend("x-kubernetes-validations" = schema::paths()))]
     pub paths: Vec<String>,
 
     /// Prefixes of paths, in whole segments: `/static` stands for `/static` and all that is below, but not for `/statics`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 8192)), extend("x-kubernetes-validations" = schema::paths()))]
+    #[schemars(length(min = 1, max = 32), inner(length(min = 1, max = 512)), extend("x-kubernetes-validations" = schema::paths()))]
     pub prefixes: Vec<String>,
 
     /// Tags that routes give to responses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(min = 1, max = 256), inner(length(min = 1, max = 1024)), extend("x-kubernetes-validations" = [{
+    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 256)), extend("x-kubernetes-validations" = [{
         "rule": "self.all(t, t == t.trim())",
         "message": "a tag has no spaces at its ends: remove them",
     }]))]
@@ -115,12 +115,12 @@ pub struct CacheInvalidationSpec {
     /// Time in seconds for which pods that do not acknowledge the purge are asked again. After it the result is `Partial`.
     /// Default 60.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 3600), extend("default" = 60))]
+    #[schemars(range(min = 1, max = 600), extend("default" = 60))]
     pub timeout_seconds: Option<u32>,
 
     /// Time in seconds after which the finished object is deleted. Default 3600.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 2_592_000), extend("default" = 3600))]
+    #[schemars(range(min = 0, max = 604_800), extend("default" = 3600))]
     pub ttl_seconds_after_finished: Option<u32>,
 }
 

@@ -117,8 +117,12 @@ struct Context {
     tokens: Mutex<HashMap<String, token::Token>>,
     /// The key from which they are derived, once it was needed.
     token_key: OnceCell<TokenKey>,
-    /// The pods that acknowledged purges in progress.
-    acknowledged: Mutex<invalidation::Acknowledged>,
+    /// Purges that were asked for as objects.
+    invalidations: Store<CacheInvalidation>,
+    /// Those that have not ended, with the pods that were asked.
+    begun: Mutex<invalidation::Begun>,
+    /// Number of purges that are carried out now, by namespace.
+    purging: parking_lot::Mutex<HashMap<String, usize>>,
 }
 
 /// Runs the controllers until it is dropped. Only one replica may run it at a time.
@@ -180,7 +184,9 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
         seen_config_maps: Mutex::default(),
         tokens: Mutex::default(),
         token_key: OnceCell::new(),
-        acknowledged: Mutex::default(),
+        invalidations: invalidations.store(),
+        begun: Mutex::default(),
+        purging: parking_lot::Mutex::default(),
     });
 
     let of_pods = |changes: BoxStream<'static, Change>| {

@@ -11,8 +11,12 @@ use larder_crds::{
 
 /// Maximum number of pods that a status names.
 const MAX_NAMED_PODS: usize = 20;
-/// Interval at which pods that have not acknowledged a purge are asked again.
-pub const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum length of a reason in a status, in characters. A sidecar's may name what it refuses.
+const MAX_REASON: usize = 1024;
+/// Bounds of the interval at which pods that have not acknowledged a purge are asked again.
+const RETRY_INTERVALS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
+/// Share of a purge's age after which pods are asked again, as a divisor.
+const PATIENCE: u32 = 5;
 
 /// State of a purge.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +79,22 @@ pub fn time_left(invalidation: &CacheInvalidation, now: Timestamp) -> Option<Dur
     Some(Duration::try_from(end.duration_since(now)).unwrap_or_default())
 }
 
+/// Returns the interval after which pods are asked again: it grows with the age of the object.
+pub fn retry_interval(invalidation: &CacheInvalidation, now: Timestamp) -> Duration {
+    let created = invalidation.metadata.creation_timestamp.as_ref();
+    let age = created.and_then(|created| Duration::try_from(now.duration_since(created.0)).ok());
+    let [least, most] = RETRY_INTERVALS;
+    (age.unwrap_or_default() / PATIENCE).clamp(least, most)
+}
+
+/// Returns a reason that fits into a status.
+fn shortened(reason: &str) -> String {
+    match reason.char_indices().nth(MAX_REASON) {
+        Some((end, _)) => format!("{}…", &reason[..end]),
+        None => reason.to_owned(),
+    }
+}
+
 /// Returns true if pods have had the time that the object gives them.
 fn is_late(spec: &CacheInvalidationSpec, created: Timestamp, now: Timestamp) -> bool {
     let timeout = spec.timeout_seconds.unwrap_or(DEFAULT_TIMEOUT_SECONDS);
@@ -91,6 +111,7 @@ pub fn status(
     let created = invalidation.metadata.creation_timestamp.as_ref().map_or(now, |time| time.0);
     let result = progress.result(is_late(&invalidation.spec, created, now));
     let (reason, message) = progress.reason(result);
+    let message = shortened(&message);
     let condition = |kind: PurgeResult| {
         let holds = if result == Some(kind) { "True" } else { "False" };
         let before =
@@ -109,11 +130,15 @@ pub fn status(
         Progress::Asked { acknowledged, missing } => (*acknowledged, missing.as_slice()),
         Progress::Obstructed(..) | Progress::Refused(_) => (0, [].as_slice()),
     };
+    let short = |MissingPod { pod, message }: &MissingPod| MissingPod {
+        pod: pod.clone(),
+        message: shortened(message),
+    };
     let number = |pods: usize| i32::try_from(pods).unwrap_or(i32::MAX);
     CacheInvalidationStatus {
         pods: number(acknowledged + missing.len()),
         acknowledged: number(acknowledged),
-        missing: missing.iter().take(MAX_NAMED_PODS).cloned().collect(),
+        missing: missing.iter().take(MAX_NAMED_PODS).map(short).collect(),
         completion_time: result.map(|_| Time(now)),
         conditions: PurgeResult::ALL.iter().copied().map(condition).collect(),
     }
@@ -191,6 +216,18 @@ mod tests {
         assert!(is_finished(&invalidation));
         assert_eq!(time_left(&invalidation, at(6)), Some(Duration::from_secs(59)));
         assert_eq!(time_left(&invalidation, at(70)), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn long_reason_is_shortened() {
+        let refused = status(&invalidation(), &Progress::Refused("é".repeat(5000)), at(1));
+        assert_eq!(refused.conditions[1].message.chars().count(), MAX_REASON + 1);
+    }
+
+    #[test]
+    fn pods_are_asked_less_often_as_time_goes_by() {
+        let interval = |seconds| retry_interval(&invalidation(), at(seconds)).as_secs();
+        assert_eq!([-5, 0, 4, 20, 600].map(interval), [1, 1, 1, 4, 10]);
     }
 
     #[test]

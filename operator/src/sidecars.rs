@@ -39,6 +39,8 @@ pub struct Sidecar {
 /// The reason that a sidecar has not purged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PurgeError {
+    /// The sidecar has purged, and Redis or another pod does not know yet, with the reason.
+    Pending(String),
     /// The sidecar has another token.
     Unauthorized,
     /// The purge is wrong, with the sidecar's reason.
@@ -52,6 +54,8 @@ pub enum PurgeError {
 pub struct Sidecars {
     client: Client<HttpConnector, Full<Bytes>>,
     turns: Arc<Semaphore>,
+    /// Turns of purges, which may take longer than a poll.
+    purges: Arc<Semaphore>,
 }
 
 impl Sidecars {
@@ -63,13 +67,14 @@ impl Sidecars {
             .pool_timer(TokioTimer::new())
             .pool_max_idle_per_host(0)
             .build(connector);
-        Self { client, turns: Arc::new(Semaphore::new(MAX_CONCURRENT)) }
+        let turns = || Arc::new(Semaphore::new(MAX_CONCURRENT));
+        Self { client, turns: turns(), purges: turns() }
     }
 
     /// Polls all sidecars concurrently; returns, by pod, the response or the error.
     pub async fn ask(&self, sidecars: Vec<Sidecar>) -> BTreeMap<String, Result<PolicyReport, String>> {
         let request = |sidecar: &Sidecar| Request::get(sidecar.url(path::POLICY)).body(Full::default());
-        let responses = self.send_all(sidecars, POLL_TIMEOUT, request).await;
+        let responses = self.send_all(sidecars, &self.turns, POLL_TIMEOUT, request).await;
         responses.map_each(|(status, body)| {
             if !status.is_success() {
                 return Err(format!("the response has status {status}"));
@@ -78,13 +83,13 @@ impl Sidecars {
         })
     }
 
-    /// Has all sidecars purge, concurrently; returns, by pod, the report or the error.
+    /// Has all sidecars purge, concurrently; returns, by pod, the outcome.
     pub async fn purge(
         &self,
         sidecars: Vec<Sidecar>,
         token: &str,
         purge: &PurgeRequest,
-    ) -> BTreeMap<String, Result<PurgeReport, PurgeError>> {
+    ) -> BTreeMap<String, Result<(), PurgeError>> {
         let body = Bytes::from(serde_json::to_vec(purge).unwrap_or_default());
         let request = |sidecar: &Sidecar| {
             Request::post(sidecar.url(path::PURGE))
@@ -92,20 +97,21 @@ impl Sidecars {
                 .header(CONTENT_TYPE, "application/json")
                 .body(Full::new(body.clone()))
         };
-        self.send_all(sidecars, PURGE_TIMEOUT, request).await.map_each(purge_report)
+        self.send_all(sidecars, &self.purges, PURGE_TIMEOUT, request).await.map_each(purged)
     }
 
     /// Sends a request to each sidecar, concurrently.
     async fn send_all(
         &self,
         sidecars: Vec<Sidecar>,
+        turns: &Semaphore,
         timeout: Duration,
         request: impl Fn(&Sidecar) -> hyper::http::Result<Request<Full<Bytes>>>,
     ) -> Responses {
         let responses = stream::iter(sidecars).map(|sidecar| {
             let request = request(&sidecar);
             async move {
-                let _turn = self.turns.acquire().await;
+                let _turn = turns.acquire().await;
                 let response = tokio::time::timeout(timeout, self.send(request)).await;
                 let response = response
                     .unwrap_or_else(|_| Err(format!("no response within {} s", timeout.as_secs()).into()));
@@ -121,7 +127,10 @@ impl Sidecars {
     ) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
         let response = self.client.request(request?).await?;
         let status = response.status();
-        Ok((status, Limited::new(response.into_body(), MAX_REPORT).collect().await?.to_bytes()))
+        let body = Limited::new(response.into_body(), MAX_REPORT).collect().await;
+        // The status of a long report says enough.
+        let body = if status == StatusCode::ACCEPTED { body.unwrap_or_default() } else { body? };
+        Ok((status, body.to_bytes()))
     }
 }
 
@@ -141,16 +150,19 @@ impl Responses {
     }
 }
 
-/// Reads the response to a purge.
-fn purge_report((status, body): (StatusCode, Bytes)) -> Result<PurgeReport, PurgeError> {
-    let unreadable = |error: serde_json::Error| PurgeError::Failed(error.to_string());
+/// Reads the response to a purge. A report repeats the names, so that it may be long and is not read for a purge that holds.
+fn purged((status, body): (StatusCode, Bytes)) -> Result<(), PurgeError> {
     match status {
+        StatusCode::OK => Ok(()),
+        StatusCode::ACCEPTED => {
+            let pending = serde_json::from_slice::<PurgeReport>(&body).ok().and_then(|report| report.pending);
+            Err(PurgeError::Pending(pending.unwrap_or_else(|| "the sidecar has not told it".into())))
+        }
         StatusCode::UNAUTHORIZED => Err(PurgeError::Unauthorized),
         StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => {
-            let problem: Problem = serde_json::from_slice(&body).map_err(unreadable)?;
-            Err(PurgeError::Refused(problem.detail))
+            let problem = serde_json::from_slice::<Problem>(&body).map(|problem| problem.detail);
+            Err(PurgeError::Refused(problem.unwrap_or_else(|_| format!("the response has status {status}"))))
         }
-        _ if status.is_success() => serde_json::from_slice(&body).map_err(unreadable),
         _ => Err(PurgeError::Failed(format!("the response has status {status}"))),
     }
 }

@@ -61,9 +61,19 @@ impl TokenKey {
         key.map(Self).ok_or(Error::BadSecret { secret: names::TOKEN_KEY_SECRET, key: names::TOKEN_KEY })
     }
 
-    /// Returns the token of the policy with this ConfigMap: 64 hexadecimal digits.
-    pub fn token(&self, config_map_uid: &str) -> String {
-        blake3::keyed_hash(&self.0, config_map_uid.as_bytes()).to_hex().to_string()
+    /// Returns the token of the policy with this ConfigMap: 64 hexadecimal digits. Another salt makes another token.
+    pub fn token(&self, config_map_uid: &str, salt: &str) -> String {
+        blake3::keyed_hash(&self.0, format!("{config_map_uid} {salt}").as_bytes()).to_hex().to_string()
+    }
+
+    /// Returns a new salt.
+    ///
+    /// # Errors
+    /// If the system has no random bytes.
+    pub fn new_salt() -> Result<String> {
+        let mut salt = [0; 16];
+        rustls::crypto::ring::default_provider().secure_random.fill(&mut salt).map_err(|_| Error::Random)?;
+        Ok(salt.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 }
 
@@ -74,10 +84,12 @@ mod tests {
     #[test]
     fn token_depends_on_the_key_and_on_the_config_map() {
         let (key, other) = (TokenKey([1; LENGTH]), TokenKey([2; LENGTH]));
-        let token = key.token("a");
+        let token = key.token("a", "1");
         assert!(token.len() == 64 && token.bytes().all(|byte| byte.is_ascii_hexdigit()), "{token}");
-        assert_eq!(token, TokenKey([1; LENGTH]).token("a"));
-        assert!(token != key.token("b") && token != other.token("a"));
+        assert_eq!(token, TokenKey([1; LENGTH]).token("a", "1"));
+        for another in [key.token("b", "1"), other.token("a", "1"), key.token("a", "2")] {
+            assert_ne!(token, another);
+        }
     }
 
     #[test]

@@ -8,10 +8,14 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
 use kube::{Api, ResourceExt, api::PostParams};
-use larder_api::{labels, names};
+use larder_api::{annotations, labels, names};
+use serde_json::json;
 use tokio::time::{Duration, Instant};
 
-use super::{Context, writes::is_conflict};
+use super::{
+    Context,
+    writes::{annotate, is_conflict},
+};
 use crate::{error::Result, owner, token_key::TokenKey};
 
 /// Time for which a policy's token is assumed to exist while no sidecar says that it has none. A look costs a write,
@@ -41,7 +45,7 @@ impl Context {
         tokens.retain(|_, token| now < token.until);
         drop(tokens);
         let labels = [(labels::MANAGED_BY, labels::MANAGER), (labels::POLICY, policy)];
-        let secret = Secret {
+        let mut secret = Secret {
             metadata: ObjectMeta {
                 name: Some(names::admin_secret(policy)),
                 labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
@@ -54,14 +58,22 @@ impl Context {
                 }]),
                 ..ObjectMeta::default()
             },
-            string_data: Some(BTreeMap::from([(names::ADMIN_TOKEN_KEY.to_owned(), self.token(&uid).await?)])),
             ..Secret::default()
         };
         let secrets: Api<Secret> = Api::namespaced(self.dependencies.client.clone(), namespace);
-        let options =
-            PostParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PostParams::default() };
-        let trust = match secrets.create(&options, &secret).await {
-            Ok(_) => TOKEN_TRUST,
+        let trial = PostParams { dry_run: true, ..created() };
+        let trust = match secrets.create(&trial, &secret).await {
+            Ok(_) => {
+                // One that was deleted, because others knew it, must not come back. The salt is there before the token, so that a token which
+                // the operator can't derive is never made.
+                let salt = TokenKey::new_salt()?;
+                let token = self.token_key().await?.token(&uid, &salt);
+                let maps: Api<ConfigMap> = Api::namespaced(self.dependencies.client.clone(), namespace);
+                annotate(&maps, &map.name_any(), json!({ annotations::TOKEN_SALT: salt })).await?;
+                secret.string_data = Some(BTreeMap::from([(names::ADMIN_TOKEN_KEY.to_owned(), token)]));
+                secrets.create(&created(), &secret).await?;
+                TOKEN_TRUST
+            }
             Err(error) if is_conflict(&error) => found_trust(map, Timestamp::now()),
             Err(error) => return Err(error.into()),
         };
@@ -77,8 +89,9 @@ impl Context {
     }
 
     /// Returns the token of the policy with this ConfigMap.
-    pub(super) async fn token(&self, config_map_uid: &str) -> Result<String> {
-        Ok(self.token_key().await?.token(config_map_uid))
+    pub(super) async fn token(&self, map: &ConfigMap) -> Result<String> {
+        let salt = map.annotations().get(annotations::TOKEN_SALT).map_or("", String::as_str);
+        Ok(self.token_key().await?.token(&map.uid().unwrap_or_default(), salt))
     }
 
     async fn token_key(&self) -> Result<&TokenKey> {
@@ -97,6 +110,10 @@ impl Context {
             token.until = token.until.min(token.seen + MISSING_TOKEN_TRUST);
         }
     }
+}
+
+fn created() -> PostParams {
+    PostParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PostParams::default() }
 }
 
 /// Returns the time for which a token that was found is assumed to exist. Beside a ConfigMap of some age it is the

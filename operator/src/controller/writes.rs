@@ -385,7 +385,7 @@ fn foreign(own: &BTreeMap<String, String>, policy: &str) -> Option<String> {
     missing.map(|(key, value)| format!("{key}: {value}"))
 }
 
-async fn annotate<K>(api: &Api<K>, name: &str, annotations: Value) -> Result<()>
+pub(super) async fn annotate<K>(api: &Api<K>, name: &str, annotations: Value) -> Result<()>
 where
     K: Clone + serde::de::DeserializeOwned + std::fmt::Debug + Resource,
 {
