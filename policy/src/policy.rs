@@ -18,7 +18,9 @@ pub use self::writes::{Purges, WritePurges};
 use self::{check::Check, hosts::NamedHosts, index::RouteIndex, writes::WriteRule};
 use crate::{
     ByteSize, Fields, IdentityHeaders, PurgeName,
-    spec::{CacheSpec, Changes, Http, L1, Notifications, OtherProtocols, Otlp, Postgres, Redis},
+    spec::{
+        CacheSpec, Changes, Http, L1, Notifications, OnPurgeFailure, OtherProtocols, Otlp, Postgres, Redis,
+    },
     tags::TagsFrom,
 };
 
@@ -52,6 +54,8 @@ pub struct Policy {
     pub other_protocols: OtherProtocols,
     /// Changes of tables in Postgres that purge.
     pub changes: Option<Changes>,
+    /// Treatment of writes whose purge could not be made to hold in every pod.
+    pub on_purge_failure: OnPurgeFailure,
     /// Notifications of Postgres that purge.
     pub notifications: Option<Notifications>,
     /// True if responses of the application may purge (`Larder-Purge`).
@@ -106,6 +110,7 @@ impl Policy {
             otlp: None,
             other_protocols: OtherProtocols::Pass,
             changes: None,
+            on_purge_failure: OnPurgeFailure::Ignore,
             notifications: None,
             obeys_responses: false,
             index: RouteIndex::of_paths(routes.iter()),
@@ -216,6 +221,10 @@ impl Policy {
             otlp,
             other_protocols: *other_protocols,
             changes,
+            on_purge_failure: invalidation
+                .as_ref()
+                .map(|invalidation| invalidation.on_purge_failure)
+                .unwrap_or_default(),
             notifications,
             obeys_responses: invalidation.as_ref().is_some_and(|invalidation| invalidation.from_responses),
             index: RouteIndex::of_paths(routes.iter()),
@@ -265,6 +274,7 @@ impl Policy {
             admin_prefix: _,
             otlp: _,
             other_protocols: _,
+            on_purge_failure: _,
             // What was stored without them is purged when they are followed.
             changes: _,
             notifications: _,

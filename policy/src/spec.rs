@@ -22,7 +22,7 @@ use crate::Duration;
 
 pub use self::{
     changes::{Changes, RowPurge, TableChanges},
-    invalidation::{Invalidation, OnWrite, PurgeSpec, UnseenWrites, WriteMatch},
+    invalidation::{Invalidation, OnPurgeFailure, OnWrite, PurgeSpec, UnseenWrites, WriteMatch},
     key::{KeyBody, KeyHost, KeyQuery, KeySpec, QueryOrder},
     notifications::Notifications,
     route::{

@@ -23,6 +23,8 @@ pub enum Problem {
     Refused(RequestError),
     /// No room for the request.
     Overloaded,
+    /// The purge of a write could not be made to hold in every pod.
+    NotPurgeable,
     /// The sidecar is not a forward proxy.
     NoTunnel,
     /// The request may not be forwarded any more (RFC 9110, section 7.6.2): the sidecar must respond to it.
@@ -36,7 +38,9 @@ impl Problem {
         match self {
             Self::Upstream(UpstreamReason::Request) | Self::BrokenOff => StatusCode::BAD_REQUEST,
             Self::Upstream(UpstreamReason::Timeout) => StatusCode::GATEWAY_TIMEOUT,
-            Self::Upstream(UpstreamReason::NoRoom) | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Upstream(UpstreamReason::NoRoom) | Self::Overloaded | Self::NotPurgeable => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Upstream(_) | Self::SourcesFailed => StatusCode::BAD_GATEWAY,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
@@ -56,6 +60,9 @@ impl Problem {
             Self::BrokenOff => "the request body is incomplete",
             Self::Refused(error) => error.detail(),
             Self::Overloaded => "too many requests are in progress: try again later",
+            Self::NotPurgeable => {
+                "responses that this write makes stale could not be purged in every pod: try again later"
+            }
             Self::NoTunnel => "CONNECT is not supported: the sidecar is not a forward proxy",
             Self::NoTrace => "TRACE is not supported",
             Self::LastForward => "Max-Forwards is 0: this response is from Larder's sidecar",

@@ -85,6 +85,16 @@ impl Purging<'_> {
         }
     }
 
+    /// Returns true if a purge could be made to hold in every pod now: Redis takes purges, or every other pod responds.
+    pub async fn can_hold(self, store: &Store) -> bool {
+        match (&store.l2, self.peers) {
+            (Some(l2), _) if l2.takes_purges() => true,
+            (_, Some(peers)) => peers.respond().await,
+            // Without Redis, and with no way to other pods, this one is alone.
+            (l2, None) => l2.is_none(),
+        }
+    }
+
     async fn purge_or_tell(self, snapshot: &Snapshot, names: &[PurgeName]) {
         if !names.is_empty() {
             self.purge(snapshot, names, PurgeOrigin::Write).await;

@@ -35,6 +35,12 @@ pub struct Invalidation {
     /// Changes of tables in Postgres, whoever makes them, and the stored responses that each invalidates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changes: Option<Changes>,
+
+    /// Treatment of a write whose purge could not be made to hold in every pod: Redis does not take purges, and some other pod of
+    /// the policy does not respond, either.
+    #[serde(default, skip_serializing_if = "OnPurgeFailure::is_ignore")]
+    #[schemars(extend("default" = "Ignore"))]
+    pub on_purge_failure: OnPurgeFailure,
 }
 
 /// Behaviour while a pod receives requests without a sidecar.
@@ -52,6 +58,23 @@ pub enum UnseenWrites {
 impl UnseenWrites {
     fn is_pass_through(&self) -> bool {
         *self == Self::PassThrough
+    }
+}
+
+/// Treatment of a write whose purge could not be made to hold in every pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnPurgeFailure {
+    /// Let the write pass. Pods that are not reached may serve responses from before it until they are, or for their TTL.
+    #[default]
+    Ignore,
+    /// Refuse the write with a 503 before it reaches the application. Without Redis, each write that makes stored responses
+    /// stale asks every pod first; one lost pod refuses writes until it is gone.
+    Refuse,
+}
+
+impl OnPurgeFailure {
+    fn is_ignore(&self) -> bool {
+        *self == Self::Ignore
     }
 }
 

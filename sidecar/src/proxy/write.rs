@@ -14,6 +14,7 @@ use larder_policy::{
     key::path_of,
     policy::{RequestLine, WritePurges},
     response_meta::Times,
+    spec::OnPurgeFailure,
 };
 
 use super::{
@@ -31,6 +32,7 @@ use crate::{
     cache_status::Forward,
     clock::wall_ms,
     outlive::Outliving,
+    problem::Problem,
     snapshot::Snapshot,
     upstream::{UpstreamError, WhenRefused},
 };
@@ -46,6 +48,9 @@ impl Proxy {
         writing: Writing,
         protocol: Option<(HeaderValue, OnUpgrade)>,
     ) -> Box<Served> {
+        if !self.may_write(snapshot, &writing).await {
+            return Served::problem(Problem::NotPurgeable, None);
+        }
         let (proxy, snapshot_then) = (Arc::clone(self), Arc::clone(snapshot));
         let from = client.clone();
         let mut posted = self.posted(snapshot, &request, &client);
@@ -96,6 +101,14 @@ impl Proxy {
             }
             Err(error) => unreachable(&error, &client, None),
         }
+    }
+
+    /// Returns true if a write purges nothing that is known before its response, or its purge can be made to hold, or the policy lets it
+    /// pass all the same.
+    async fn may_write(&self, snapshot: &Snapshot, writing: &Writing) -> bool {
+        let policy = snapshot.policy();
+        let refuses = policy.on_purge_failure == OnPurgeFailure::Refuse && !policy.suspended;
+        !refuses || purges_of(snapshot, writing).is_empty() || self.purging().can_hold(&snapshot.store).await
     }
 
     /// Returns the POST of a sidecar without a policy, whose response may be one to GET as well.

@@ -241,9 +241,13 @@ struct Stand {
 
 impl Stand {
     async fn new() -> Self {
+        Self::of(SHARED).await
+    }
+
+    async fn of(spec: &str) -> Self {
         let (redis, origin) = (RedisServer::start().await, Origin::numbered(&[]).await);
         let relay = Relay::to(([127, 0, 0, 1], redis.port).into()).await;
-        let policy = Policy::new(&redis.serve(SHARED));
+        let policy = Policy::new(&redis.serve(spec));
         let far = policy.elsewhere();
         let url = redis.file("relayed-url");
         std::fs::write(&url, format!("redis://{}/\n", relay.address())).unwrap();
@@ -337,4 +341,51 @@ impl Stand {
             self.redis.ask(&["HGET", keys.first().map_or("none", |key| key), "s"]).await;
         orders.unwrap_or(0)
     }
+}
+
+/// The same policy, which refuses writes.
+fn refusing(spec: &str) -> String {
+    spec.replace("invalidation:\n", "invalidation:\n  onPurgeFailure: Refuse\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_redis_a_write_is_refused_while_another_sidecar_does_not_respond() {
+    let (policy, origin) = (Policy::new(&refusing(ALONE)), Origin::numbered(&[]).await);
+    let sidecars = three([&policy; 3], &origin).await;
+    let [a, _, c] = &sidecars;
+    until("it passes", async || (a.put("/a").await.status == 200).then_some(())).await;
+    c.freeze();
+    let calls = origin.calls();
+    for _ in 0..3 {
+        let refused = a.put("/a").await;
+        assert_eq!((refused.status.as_u16(), refused.header("retry-after")), (503, "1"), "{}", refused.body);
+        assert!(refused.body.contains("could not be purged in every pod"), "{}", refused.body);
+    }
+    assert_eq!(origin.calls(), calls, "the application saw none of them");
+    assert_eq!(a.put("/not/a/page").await.status, 200, "a write that makes nothing stale");
+    assert_eq!(a.get("/b").await.status, 200);
+    c.thaw();
+    until("it passes again", async || (a.put("/a").await.status == 200).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_other_sidecars_no_write_is_refused() {
+    let (policy, origin) = (Policy::new(&refusing(ALONE)), Origin::numbered(&[]).await);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    assert_eq!(sidecar.put("/a").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn write_is_refused_while_neither_redis_nor_every_sidecar_responds() {
+    let stand = Stand::of(&refusing(SHARED)).await;
+    let [a, _, c] = &stand.sidecars;
+    c.freeze();
+    assert_eq!(a.put("/a").await.status, 200, "redis takes it");
+    c.thaw();
+    stand.cut_off().await;
+    until("the others take it", async || (a.put("/a").await.status == 200).then_some(())).await;
+    c.freeze();
+    assert_eq!(a.put("/a").await.status, 503);
+    stand.relay.suffer(Fault::Nothing);
+    until("redis takes it again", async || (a.put("/a").await.status == 200).then_some(())).await;
 }
