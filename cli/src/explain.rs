@@ -91,8 +91,18 @@ fn text(report: &Report, paint: Paint) -> String {
 }
 
 fn lines(explanation: &Explanation) -> Vec<(&'static str, String)> {
-    let Explanation { route, bypass, ends_here, on_write, on_write_soft, key, tiers, purge, l1 } =
-        explanation;
+    let Explanation {
+        route,
+        bypass,
+        ends_here,
+        on_write,
+        on_write_soft,
+        on_write_unknown,
+        key,
+        tiers,
+        purge,
+        l1,
+    } = explanation;
     let mut lines = Vec::new();
     if let Some(reason) = ends_here {
         lines.push(("Response", format!("the sidecar's own, nothing is forwarded ({reason})")));
@@ -129,6 +139,10 @@ fn lines(explanation: &Explanation) -> Vec<(&'static str, String)> {
         let names: Vec<_> = hard.into_iter().chain(soft).collect();
         let names = if names.is_empty() { "nothing".to_owned() } else { names.join("; ") };
         lines.push(("Purges", format!("{names}, once the application has carried it out")));
+    }
+    if !on_write_unknown.is_empty() {
+        let unknown = on_write_unknown.join(", ");
+        lines.push(("Unknown", format!("{unknown}: all that could be meant is purged")));
     }
     lines
 }
@@ -278,11 +292,13 @@ GET http://shop/api/users/1, in pod shop-1
             "route": null, "bypass": null, "ends_here": null,
             "on_write": {"keys": [], "paths": ["/api/users"], "tags": ["user:1"]},
             "on_write_soft": {"keys": [], "paths": ["/search"], "tags": [], "soft": true},
+            "on_write_unknown": ["{body:/id}"],
             "key": null, "tiers": ["app"], "purge": null, "l1": null,
         });
         let said = said(write);
         let purges = "Purges:     path /api/users, tag user:1; softly path /search, once";
         assert!(said.contains(purges), "{said}");
+        assert!(said.contains("Unknown:    {body:/id}: all that could be meant is purged"), "{said}");
         assert!(said.contains("Route:      none: the request passes through"), "{said}");
     }
 

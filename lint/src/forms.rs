@@ -1,6 +1,9 @@
 //! Texts of a certain form, whose errors the parsers of the sidecar explain better than a CEL rule does.
 
-use larder_policy::{ByteSize, Duration, PathTemplate, StatusPattern, duration, size, statuses, template};
+use larder_policy::{
+    ByteSize, Duration, PathTemplate, StatusPattern, duration, size, statuses,
+    template::{self, PurgePath, purge_path},
+};
 use serde_json::Value as Json;
 
 use super::tree::Value;
@@ -36,6 +39,7 @@ pub(super) fn malformed(schema: &Json, value: &Value) -> Option<Malformed> {
                 Some((text.parse::<StatusPattern>().err()?.to_string(), Some("2xx")))
             }
             template::CEL_RULE => Some((PathTemplate::try_from(text.clone()).err()?.to_string(), None)),
+            purge_path::CEL_RULE => Some((PurgePath::try_from(text.clone()).err()?.to_string(), None)),
             _ => None,
         })?;
     Some(Malformed { message: error, readable_as })

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::path::{NormalPath, fold};
 
+pub mod purge_path;
 mod spellings;
 
+pub use self::purge_path::PurgePath;
 pub(crate) use self::spellings::lowered;
 
 /// The CEL rule by which the API server enforces the format.
@@ -190,18 +192,16 @@ impl PathTemplate {
     /// Returns the path with the parameters' values inserted, each encoded as one segment, and that of its rest as the
     /// segments that it has.
     pub fn expand(&self, parameters: &Parameters<'_>) -> String {
-        self.expand_with(parameters, self.rest())
-    }
-
-    /// Returns the path with the values of another template's parameters inserted, each encoded as one segment, and that
-    /// of `rest` as the segments that it has.
-    pub(crate) fn expand_with(&self, parameters: &Parameters<'_>, rest: Option<&str>) -> String {
         let mut expanded = self.text.clone();
-        if let Some((name, value)) = parameters.iter().find(|(name, _)| Some(*name) == rest) {
-            let encoded = encoded_segments(value);
-            expanded = spread(&expanded, name).replace(&format!("{{*{name}}}"), &encoded);
+        if let Some((name, value)) = parameters.iter().find(|(name, _)| Some(*name) == self.rest()) {
+            expanded = expanded.replace(&format!("{{*{name}}}"), &encoded_segments(value));
         }
         expand(&expanded, parameters)
+    }
+
+    /// Returns the text before the first parameter, as far as its last slash: a folder of every path that matches.
+    pub(crate) fn literal_folder(&self) -> &str {
+        literal_folder(self.text.split('{').next().unwrap_or_default())
     }
 }
 
@@ -224,18 +224,26 @@ pub(crate) fn spread(text: &str, name: &str) -> String {
     text.replace(&format!("{{{name}}}"), &format!("{{*{name}}}"))
 }
 
+/// Returns the beginning of a path as far as its last slash.
+pub(crate) fn literal_folder(text: &str) -> &str {
+    text.rfind('/').map_or("", |end| &text[..=end])
+}
+
+/// Returns a value encoded, so that it is never more than a part of a tag or of a segment.
+pub(crate) fn encoded(value: &str) -> String {
+    utf8_percent_encode(value, ENCODED).to_string()
+}
+
 /// Returns the value of a rest, each of its segments encoded.
 pub(crate) fn encoded_segments(value: &str) -> String {
-    let segments = value.split('/').map(|segment| utf8_percent_encode(segment, ENCODED).to_string());
-    segments.collect::<Vec<_>>().join("/")
+    value.split('/').map(encoded).collect::<Vec<_>>().join("/")
 }
 
 /// Returns `text` with each `{name}` replaced by the parameter's encoded value.
 pub fn expand(text: &str, parameters: &Parameters<'_>) -> String {
     let mut expanded = text.to_owned();
     for (name, value) in parameters {
-        let encoded = utf8_percent_encode(value, ENCODED).to_string();
-        expanded = expanded.replace(&format!("{{{name}}}"), &encoded);
+        expanded = expanded.replace(&format!("{{{name}}}"), &encoded(value));
     }
     expanded
 }
@@ -382,8 +390,6 @@ mod tests {
         let files = template("/static/{*path}");
         let parameters = files.matches("/static/a%3F/b%7Bid%7D").unwrap();
         assert_eq!(files.expand(&parameters), "/static/a%3F/b%7Bid%7D");
-        let other = template("/{id}/{path}/x");
-        assert_eq!(other.expand_with(&parameters, files.rest()), "/{id}/a%3F/b%7Bid%7D/x");
         assert_eq!(expand("file:{path}", &parameters), "file:a%3F%2Fb%7Bid%7D");
     }
 

@@ -1,5 +1,10 @@
 //! Requests that may change something, whatever they look like.
 
+mod expandable;
+mod placeholder;
+mod pointer;
+mod values;
+
 use http::Method;
 use percent_encoding::{percent_decode, percent_decode_str};
 
@@ -7,6 +12,12 @@ use crate::{
     Fields,
     names::{folded, is_alike, name_of, pairs},
 };
+
+pub(crate) use self::{
+    expandable::{Expandable, Expanded},
+    placeholder::no_parameter,
+};
+pub use self::{placeholder::Placeholder, pointer::Pointer};
 
 /// Parts of the names, letters and digits alone, of header fields from which frameworks read another method than the
 /// request line's.
@@ -50,6 +61,8 @@ pub struct Writing {
     methods: Vec<Method>,
     paths: Vec<String>,
     disguised: bool,
+    /// Values that were looked for, and those of them that are known.
+    values: Vec<(Placeholder, Option<Vec<String>>)>,
 }
 
 impl Writing {
@@ -79,7 +92,7 @@ impl Writing {
             fields.lines().filter(|(name, _)| may_name_target(name)).filter_map(|(_, value)| path_of(value));
         let mut paths = vec![path.to_owned()];
         paths.extend(targets);
-        Some(Self { methods, paths, disguised })
+        Some(Self { methods, paths, disguised, values: vec![] })
     }
 
     /// Returns the methods that an application may carry out, the request line's first; each of them may change
@@ -96,6 +109,18 @@ impl Writing {
     /// Returns true if a header field or a query parameter contradicts the request line.
     pub fn is_disguised(&self) -> bool {
         self.disguised
+    }
+
+    /// Notes the values for a placeholder, or that they are not known.
+    pub(crate) fn note_values(&mut self, placeholder: &Placeholder, values: Option<Vec<String>>) {
+        self.values.retain(|(known, _)| known != placeholder);
+        self.values.push((placeholder.clone(), values));
+    }
+
+    /// Returns the values for a placeholder, if they are known.
+    pub(crate) fn values(&self, placeholder: &Placeholder) -> Option<&[String]> {
+        let (_, values) = self.values.iter().find(|(known, _)| known == placeholder)?;
+        values.as_deref()
     }
 
     /// Returns true if the request may have one of the methods of a rule; a rule without methods matches all.

@@ -55,7 +55,8 @@ larder_api::labelled! {
     pub enum Kind {
         /// Heads of requests that come in pieces, are large, or came over HTTP/2.
         Heads = "heads",
-        /// Bodies of requests that are part of a key, sent to the admin API, or kept until an application that speaks HTTP/2 responds.
+        /// Bodies of requests that are part of a key, sent to the admin API, kept until an application that speaks HTTP/2 responds, or
+        /// copied for the values in them.
         Requests = "requests",
         /// Responses on their way into the cache, and to and from Redis and Postgres.
         Responses = "responses",

@@ -12,7 +12,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 pub use larder_api::admin::Outcome;
-use larder_policy::storing::NotStored;
+use larder_policy::{storing::NotStored, writing::Placeholder};
 use opentelemetry::{
     KeyValue,
     metrics::{BoundHistogram, Histogram},
@@ -51,6 +51,31 @@ larder_api::labelled! {
         Malformed = "malformed",
         /// A cache or a proxy passed the response on.
         Relayed = "relayed",
+    }
+}
+
+larder_api::labelled! {
+    /// Place of a value in a write that a rule of `onWrite` uses.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum ValuePlace {
+        /// The query.
+        Query = "query",
+        /// A header field.
+        Header = "header",
+        /// The body.
+        Body = "body",
+    }
+}
+
+impl ValuePlace {
+    /// Returns the place of a placeholder; `None` for the path, whose values are always known.
+    pub fn of(placeholder: &Placeholder) -> Option<Self> {
+        match placeholder {
+            Placeholder::Path(_) => None,
+            Placeholder::Query(_) => Some(Self::Query),
+            Placeholder::Header(_) => Some(Self::Header),
+            Placeholder::Body(_) => Some(Self::Body),
+        }
     }
 }
 
@@ -200,6 +225,7 @@ pub struct Stats {
     routes: Mutex<BTreeMap<String, Arc<RouteStats>>>,
     purges: [AtomicU64; PurgeOrigin::ALL.len()],
     refused_purges: [AtomicU64; RefusedPurge::ALL.len()],
+    broadened: [AtomicU64; ValuePlace::ALL.len()],
     tier_errors: [AtomicU64; Tier::ALL.len()],
     tier_times: PerThread<[Times; Tier::ALL.len()]>,
     mode: Mutex<Option<Mode>>,
@@ -295,6 +321,16 @@ impl Stats {
             let nanoseconds = sum(tier, |times| &times.nanoseconds);
             (tier, sum(tier, |times| &times.count), Duration::from_nanos(nanoseconds))
         })
+    }
+
+    /// Counts a purge by a write that covers all that could be meant, because a value in this place is unknown.
+    pub fn broadened(&self, place: ValuePlace) {
+        self.broadened[place as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns the number of purges that were broadened because of values in this place.
+    pub fn count_broadened(&self, place: ValuePlace) -> u64 {
+        self.broadened[place as usize].load(Ordering::Relaxed)
     }
 
     /// Counts a failure of a tier.

@@ -10,7 +10,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use hyper_util::client::legacy::connect::HttpConnector;
-use larder_policy::Destinations;
+use larder_policy::{Destinations, writing::Placeholder};
 use opentelemetry::{
     Key, KeyValue,
     metrics::{BoundHistogram, Histogram},
@@ -27,9 +27,9 @@ use crate::{
     budget::Budget,
     cache_status::Tier,
     http1_guard::RequestError,
-    request_error_log::RequestErrorLog,
+    log_limit::LogLimit,
     resolver::Resolver,
-    stats::{Outcome, RouteStats, Stats},
+    stats::{Outcome, RouteStats, Stats, ValuePlace},
     tail::Tails,
 };
 
@@ -49,8 +49,10 @@ pub struct Telemetry {
     pub stats: Arc<Stats>,
     /// Readers of requests as they are served.
     pub tails: Arc<Tails>,
-    /// Log of rejected requests.
-    errors: RequestErrorLog,
+    /// Limit on the log of rejected requests.
+    errors: LogLimit,
+    /// Limit on the log of writes that purge more than they name.
+    broadened: LogLimit,
     instruments: ArcSwap<Instruments>,
 }
 
@@ -85,13 +87,41 @@ impl Telemetry {
         let stats = Arc::new(Stats::within(budget));
         let instruments = ArcSwap::from_pointee(Instruments::new(0, None, Resolver::default(), &stats)?);
         let tails = Arc::new(Tails::within(Arc::clone(&stats.budget)));
-        Ok(Self { stats, tails, errors: RequestErrorLog::default(), instruments })
+        let (errors, broadened) = Default::default();
+        Ok(Self { stats, tails, errors, broadened, instruments })
     }
 
     /// Counts and logs a rejected request of `client`.
     pub fn refused(&self, error: RequestError, client: IpAddr) {
         self.stats.refused(error);
-        self.errors.note(error, client);
+        if let Some(left_out) = self.errors.admits() {
+            tracing::warn!(
+                reason = error.as_str(),
+                status = error.status().as_u16(),
+                %client,
+                left_out,
+                "refused a request: {}",
+                error.detail()
+            );
+        }
+    }
+
+    /// Counts and logs a purge by a write that covers all that could be meant, because these values are unknown.
+    pub fn broadened(&self, unknown: &[Placeholder]) {
+        let places = ValuePlace::ALL.into_iter();
+        for place in places.filter(|place| unknown.iter().any(|one| ValuePlace::of(one) == Some(*place))) {
+            self.stats.broadened(place);
+        }
+        if !unknown.is_empty()
+            && let Some(left_out) = self.broadened.admits()
+        {
+            let unknown: Vec<_> = unknown.iter().map(ToString::to_string).collect();
+            tracing::info!(
+                unknown = unknown.join(", "),
+                left_out,
+                "a write purged all that it could mean, because values are unknown"
+            );
+        }
     }
 
     /// Pushes metrics to a collector from now on; `None`: metrics are only scraped.

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use crate::budget::Budget;
 
 mod body;
+mod body_copy;
 mod dial;
 mod error;
 mod h2;
@@ -26,6 +27,7 @@ mod stream;
 mod upload;
 
 pub use body::ApplicationBody;
+pub use body_copy::BodyCopy;
 pub use dial::{Dialer, WhenRefused};
 pub use error::{ExchangeError, UpstreamError, UpstreamReason};
 pub(crate) use error::{blames_transfer_coding, may_have_been_dead};

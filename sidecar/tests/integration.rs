@@ -80,4 +80,5 @@ mod integration {
     mod validating;
     mod variants;
     mod versions;
+    mod write_values;
 }

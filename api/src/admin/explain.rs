@@ -70,6 +70,9 @@ pub struct Explanation {
     /// Of a write: the names that become stale by rules of `onWrite` that are soft. Null if there are none.
     #[serde(default)]
     pub on_write_soft: Option<PurgeRequest>,
+    /// Of a write: the values, such as `{body:/user/id}`, that are unknown, so that rules of `onWrite` name all that could be meant.
+    #[serde(default)]
+    pub on_write_unknown: Vec<String>,
     /// Key of the response; null without a route.
     pub key: Option<String>,
     /// Tiers in the order in which they are tried until one responds: `l1`, `l2`, a source such as `postgres/catalog`,

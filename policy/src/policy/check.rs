@@ -18,7 +18,7 @@ use crate::{
     spec::{self, SecretKeyRef, ValueFrom, WriteMatch},
     tags::TagsFrom,
     template::placeholders,
-    writing::is_safe,
+    writing::{is_safe, no_parameter},
 };
 
 /// Response headers that clients and caches need, so that none of them is for tags.
@@ -100,13 +100,7 @@ impl Check {
 
     pub(super) fn placeholders(&mut self, path: &str, text: &str, template: &PathTemplate) {
         for name in placeholders(text).filter(|name| !template.parameters().any(|known| known == *name)) {
-            let message = match name.strip_prefix('*') {
-                Some(name) => {
-                    format!("{text:?} has {{*{name}}}, which belongs into match.path: write {{{name}}} here")
-                }
-                None => format!("{text:?} uses {{{name}}}, which {template} does not have"),
-            };
-            self.refuse(path, message);
+            self.refuse(path, format!("{text:?} {}", no_parameter(name, template)));
         }
     }
 

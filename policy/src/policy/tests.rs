@@ -8,6 +8,7 @@ use crate::{HeaderKinds, Key, Lifetimes, NormalPath, Writing, key::KeyParts, spe
 mod errors;
 mod lifetimes;
 mod matching;
+mod values;
 
 const SHOP: &str = r#"
 l2: {redis: {urlFrom: {env: REDIS_URL}}}

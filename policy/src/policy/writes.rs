@@ -1,41 +1,92 @@
 //! Rules for writes, and the stored responses that they invalidate.
 
+use std::sync::Arc;
+
 use super::{Policy, Route, check::Check};
 use crate::{
-    PathTemplate, PurgeName, Writing,
-    path::{Readings, decode_fully},
+    Fields, PathTemplate, PurgeName, Writing,
+    path::{Readings, decode_fully, fold},
     spec::{OnWrite, PurgeSpec},
-    template::expand,
+    template::{Parameters, encoded, encoded_segments, literal_folder},
+    writing::{Expandable, Expanded, Placeholder},
 };
+
+/// Maximum size of a body that is read where a rule does not say.
+const DEFAULT_BODY_LIMIT: u64 = 64 << 10;
+/// Maximum size of a body that a rule may have read, because a copy of it is held in memory.
+const MAX_BODY_LIMIT: u64 = 1 << 20;
 
 /// A compiled rule of `invalidation.onWrite`.
 #[derive(Clone, Debug)]
 pub(super) struct WriteRule {
     path: PathTemplate,
     methods: Vec<String>,
-    purge: PurgeSpec,
+    tags: Vec<Expandable>,
+    paths: Vec<Expandable>,
+    prefixes: Vec<Expandable>,
+    everything: bool,
+    soft: bool,
+    /// Placeholders for values that are elsewhere than in the path.
+    values: Vec<Placeholder>,
+    body_limit: u64,
 }
 
 impl Check {
     /// Compiles a rule for writes.
     pub(super) fn write(&mut self, at: &str, write: &OnWrite, routes: &[Route]) -> WriteRule {
-        let OnWrite { matches, purge } = write;
+        let OnWrite { matches, purge, max_body_size } = write;
         self.methods(&format!("{at}.match.methods"), &matches.methods);
         self.no_reads(&format!("{at}.match"), matches, routes);
-        let at = format!("{at}.purge");
-        let PurgeSpec { tags, paths, prefixes, everything, soft: _ } = purge;
-        for (index, tag) in tags.iter().enumerate() {
-            self.placeholders(&format!("{at}.tags[{index}]"), tag, &matches.path);
+        let PurgeSpec { tags, paths, prefixes, everything, soft } = purge;
+        let mut expandable = |list: &str, texts: &mut dyn Iterator<Item = &str>| {
+            let parsed = texts.enumerate().map(|(index, text)| {
+                let (parsed, errors) = Expandable::parse(text, &matches.path);
+                errors
+                    .into_iter()
+                    .for_each(|error| self.refuse(&format!("{at}.purge.{list}[{index}]"), error));
+                parsed
+            });
+            parsed.collect::<Vec<_>>()
+        };
+        let tags = expandable("tags", &mut tags.iter().map(String::as_str));
+        let paths = expandable("paths", &mut paths.iter().map(|path| path.as_str()));
+        let prefixes = expandable("prefixes", &mut prefixes.iter().map(|path| path.as_str()));
+        if tags.is_empty() && paths.is_empty() && prefixes.is_empty() && !everything {
+            self.refuse(
+                &format!("{at}.purge"),
+                "nothing to purge: set tags, paths or prefixes, or everything: true",
+            );
         }
-        for (list, paths) in [("paths", paths), ("prefixes", prefixes)] {
-            for (index, path) in paths.iter().enumerate() {
-                self.placeholders(&format!("{at}.{list}[{index}]"), path.as_str(), &matches.path);
+        let mut values: Vec<Placeholder> = vec![];
+        for placeholder in [&tags, &paths, &prefixes].into_iter().flatten().flat_map(Expandable::placeholders)
+        {
+            if !matches!(placeholder, Placeholder::Path(_)) && !values.contains(placeholder) {
+                values.push(placeholder.clone());
             }
         }
-        if tags.is_empty() && paths.is_empty() && prefixes.is_empty() && !everything {
-            self.refuse(&at, "nothing to purge: set tags, paths or prefixes, or everything: true");
+        if let Some(limit) = max_body_size {
+            let at = format!("{at}.maxBodySize");
+            if limit.0 == 0 || limit.0 > MAX_BODY_LIMIT {
+                self.refuse(&at, "must be between 1 and 1Mi: a copy of the body is held in memory until the application has responded");
+            }
+            if !values.iter().any(is_in_body) {
+                self.refuse(
+                    &at,
+                    "is for values of the body: use one, such as {body:/user/id}, or take this out",
+                );
+            }
         }
-        WriteRule { path: matches.path.clone(), methods: matches.methods.clone(), purge: purge.clone() }
+        WriteRule {
+            path: matches.path.clone(),
+            methods: matches.methods.clone(),
+            tags,
+            paths,
+            prefixes,
+            everything: *everything,
+            soft: *soft,
+            values,
+            body_limit: max_body_size.map_or(DEFAULT_BODY_LIMIT, |limit| limit.0),
+        }
     }
 }
 
@@ -49,41 +100,187 @@ impl Policy {
         self.purges_of(writing).names()
     }
 
-    /// Returns everything that the policy names for a write.
+    /// Returns everything that the policy names for a write. Values that were not read count as unknown.
     pub fn purges_of(&self, writing: &Writing) -> WritePurges {
         let mut purges = WritePurges::default();
-        if self.writes.is_empty() {
-            return purges;
-        }
-        let readings: Vec<_> = writing.paths().iter().map(|path| Readings::of(path)).collect();
-        let rules = self.writes.iter().filter(|rule| writing.is_one_of(&rule.methods));
-        for WriteRule { path: template, methods: _, purge } in rules {
-            let found =
-                readings.iter().flat_map(Readings::iter).filter_map(|path| template.matches_reading(path));
-            let purges = if purge.soft { &mut purges.soft } else { &mut purges.hard };
-            for parameters in found {
-                purges.tags.extend(purge.tags.iter().map(|tag| expand(tag, &parameters)));
-                let expanded = |path: &PathTemplate| path.expand_with(&parameters, template.rest());
-                purges.paths.extend(purge.paths.iter().map(expanded));
-                purges.prefixes.extend(purge.prefixes.iter().map(|prefix| within(prefix, expanded(prefix))));
-                purges.everything |= purge.everything;
-            }
+        for (rule, parameters) in self.rules_for(writing) {
+            self.add_purges(&mut purges, rule, writing, &parameters);
         }
         purges.hard.sort();
         purges.soft.sort();
         purges
     }
+
+    /// Reads the values in the query and in the header fields of a write that rules for it use.
+    pub fn read_head(&self, writing: &mut Writing, query: Option<&str>, fields: &(impl Fields + ?Sized)) {
+        if self.writes.iter().all(|rule| rule.values.iter().all(is_in_body)) {
+            return;
+        }
+        for placeholder in self.values_for(writing).into_iter().filter(|placeholder| !is_in_body(placeholder))
+        {
+            writing.note_values(placeholder, placeholder.values_in_head(query, fields));
+        }
+    }
+
+    /// Returns the maximum size of a write's body up to which values are looked for in it; `None` if rules for the write use none.
+    pub fn body_limit_of(&self, writing: &Writing) -> Option<u64> {
+        if !self.writes.iter().any(WriteRule::reads_body) {
+            return None;
+        }
+        let rules = self.rules_for(writing).into_iter().map(|(rule, _)| rule);
+        rules.filter(|rule| rule.reads_body()).map(|rule| rule.body_limit).max()
+    }
+
+    /// Reads the values in the body of a write that rules for it use.
+    pub fn read_body(&self, writing: &mut Writing, body: &[u8]) {
+        for placeholder in self.values_for(writing) {
+            if let Placeholder::Body(pointer) = placeholder {
+                writing.note_values(placeholder, pointer.values(body));
+            }
+        }
+    }
+
+    /// Returns the values that rules for a write use, without those of its path.
+    fn values_for(&self, writing: &Writing) -> Vec<&Placeholder> {
+        let mut values = vec![];
+        for placeholder in self.rules_for(writing).into_iter().flat_map(|(rule, _)| &rule.values) {
+            if !values.contains(&placeholder) {
+                values.push(placeholder);
+            }
+        }
+        values
+    }
+
+    /// Returns the rules for a write, each with the values of its path's parameters, once for every reading that matches.
+    fn rules_for(&self, writing: &Writing) -> Vec<(&WriteRule, Parameters<'_>)> {
+        if self.writes.is_empty() {
+            return vec![];
+        }
+        let readings: Vec<_> = writing.paths().iter().map(|path| Readings::of(path)).collect();
+        let rules = self.writes.iter().filter(|rule| writing.is_one_of(&rule.methods));
+        let found = rules.flat_map(|rule| {
+            let readings = readings.iter().flat_map(Readings::iter);
+            readings.filter_map(move |reading| Some((rule, rule.path.matches_reading(reading)?)))
+        });
+        found.collect()
+    }
+
+    fn add_purges(
+        &self,
+        purges: &mut WritePurges,
+        rule: &WriteRule,
+        writing: &Writing,
+        parameters: &Parameters<'_>,
+    ) {
+        let WriteRule { path, tags, paths, prefixes, everything, soft, .. } = rule;
+        let of_path =
+            |name: &str| parameters.iter().find(|(known, _)| *known == name).map(|(_, value)| value);
+        let value = |placeholder: &Placeholder| match placeholder {
+            Placeholder::Path(name) => of_path(name).map(|value| vec![encoded(value)]),
+            elsewhere => Some(writing.values(elsewhere)?.iter().map(|value| encoded(value)).collect()),
+        };
+        let value_in_path = |placeholder: &Placeholder| match placeholder {
+            Placeholder::Path(name) if path.rest() == Some(name) => {
+                of_path(name).map(|value| vec![encoded_segments(value)])
+            }
+            other => value(other),
+        };
+        let named = if *soft { &mut purges.soft } else { &mut purges.hard };
+        let unknown = &mut purges.unknown;
+        let mut expand = |template: &Expandable, value: &dyn Fn(&Placeholder) -> Option<Vec<String>>| {
+            let expanded = template.expand(value);
+            if expanded.iter().any(|one| matches!(one, Expanded::Between(..))) {
+                note_unknown(unknown, template, writing);
+            }
+            expanded
+        };
+        for expanded in tags.iter().flat_map(|tag| expand(tag, &value)) {
+            match expanded {
+                Expanded::Text(tag) => named.tags.push(tag),
+                Expanded::Between(start, end) => named.prefixes.extend(self.folders_with_tags(&start, &end)),
+            }
+        }
+        for path in paths {
+            for expanded in expand(path, &value_in_path) {
+                match expanded {
+                    Expanded::Text(path) => named.paths.push(path),
+                    Expanded::Between(start, _) => named.prefixes.push(within(path, literal_folder(&start))),
+                }
+            }
+        }
+        for prefix in prefixes {
+            for expanded in expand(prefix, &value_in_path) {
+                named.prefixes.push(match &expanded {
+                    Expanded::Text(text) => within(prefix, text),
+                    Expanded::Between(start, _) => within(prefix, literal_folder(start)),
+                });
+            }
+        }
+        named.everything |= everything;
+    }
+
+    /// Returns the folders of all responses that may have a tag with this beginning and this end.
+    fn folders_with_tags(&self, start: &str, end: &str) -> impl Iterator<Item = String> {
+        let may_have = move |route: &&Arc<Route>| {
+            // What responses name themselves can be any tag.
+            route.tags_from.is_some() || route.tags.iter().any(|tag| may_be(tag, start, end))
+        };
+        let routes = self.routes.iter().filter(may_have);
+        routes.filter_map(|route| route.path.as_ref()).map(|path| path.literal_folder().to_owned())
+    }
+}
+
+/// Adds the placeholders because of which not all texts of a template are known: those without values, or all if there are too many.
+fn note_unknown(unknown: &mut Vec<Placeholder>, template: &Expandable, writing: &Writing) {
+    let elsewhere = || template.placeholders().filter(|one| !matches!(one, Placeholder::Path(_)));
+    let are_too_many = elsewhere().all(|one| writing.values(one).is_some());
+    for one in elsewhere().filter(|one| are_too_many || writing.values(one).is_none()) {
+        if !unknown.contains(one) {
+            unknown.push(one.clone());
+        }
+    }
+}
+
+impl WriteRule {
+    fn reads_body(&self) -> bool {
+        self.values.iter().any(is_in_body)
+    }
+}
+
+fn is_in_body(placeholder: &Placeholder) -> bool {
+    matches!(placeholder, Placeholder::Body(_))
+}
+
+/// Returns true if a tag of a route's template may have this beginning and this end, as tags are compared.
+pub(super) fn may_be(template: &str, start: &str, end: &str) -> bool {
+    let own_start = template.split('{').next().unwrap_or_default();
+    let own_end =
+        if template.contains('{') { template.rsplit('}').next().unwrap_or_default() } else { template };
+    let may_meet =
+        |one: &str, other: &str, is_one_in: fn(&str, &str) -> bool| match (settled(one), settled(other)) {
+            (Some(one), Some(other)) => is_one_in(&one, &other) || is_one_in(&other, &one),
+            _ => true,
+        };
+    // A value that ends with a '%' would make an escape of it.
+    let may_be_of_escape = |text: &str| text.starts_with(|c: char| c.is_ascii_hexdigit());
+    may_meet(own_start, start, |one, other| other.starts_with(one))
+        && (may_be_of_escape(own_end)
+            || may_be_of_escape(end)
+            || may_meet(own_end, end, |one, other| other.ends_with(one)))
+}
+
+/// Returns a part of a tag as tags are compared; `None` if what stands beside it may change it.
+fn settled(text: &str) -> Option<String> {
+    let text = decode_fully(text);
+    (text.is_ascii() && !text.contains('%')).then(|| fold(&text).into_owned())
 }
 
 /// Returns a prefix that a template was expanded to, or the literal part of the template if a value leads out of it: a write to
 /// `/items/..` is no reason to purge what is above.
-fn within(template: &PathTemplate, prefix: String) -> String {
+fn within(template: &Expandable, prefix: &str) -> String {
     let leads_out = |segment: &str| matches!(&*decode_fully(segment), "." | "..");
-    if !prefix.split('/').any(leads_out) {
-        return prefix;
-    }
-    let literal = template.as_str().split('{').next().unwrap_or_default();
-    literal[..=literal.rfind('/').unwrap_or_default()].to_owned()
+    let is_out = prefix.split('/').any(leads_out);
+    if is_out { template.literal_folder() } else { prefix }.to_owned()
 }
 
 /// Stored responses that a write invalidates.
@@ -93,18 +290,20 @@ pub struct WritePurges {
     pub hard: Purges,
     /// Those that become stale.
     pub soft: Purges,
+    /// Places whose values are not known, so that everything is invalidated that could be meant.
+    pub unknown: Vec<Placeholder>,
 }
 
 impl WritePurges {
     /// Returns true if nothing is invalidated.
     pub fn is_empty(&self) -> bool {
-        let Self { hard, soft } = self;
+        let Self { hard, soft, unknown: _ } = self;
         hard.is_empty() && soft.is_empty()
     }
 
     /// Returns the names to purge.
     pub fn names(&self) -> Vec<PurgeName> {
-        let Self { hard, soft } = self;
+        let Self { hard, soft, unknown: _ } = self;
         let mut names = hard.names();
         if !soft.is_empty() {
             names.extend(PurgeName::softly(soft.names()));

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Changes, Notifications};
-use crate::PathTemplate;
+use crate::{ByteSize, PathTemplate, template::PurgePath};
 
 /// Events that invalidate stored responses before they expire.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -83,16 +83,20 @@ impl OnPurgeFailure {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
     {
-        "rule": "(has(self.purge.tags) ? self.purge.tags : []).all(t, t.replace('{', '\\n{').split('\\n', 9).all(p, !p.contains('}') || !p.startsWith('{*') && (self.match.path.contains(p.substring(0, p.indexOf('}') + 1)) || self.match.path.endsWith('{*' + p.substring(1, p.indexOf('}') + 1)))))",
-        "message": "purge.tags may only use parameters that match.path has, such as {id}, and {path} for the value of {*path}",
+        "rule": "(has(self.purge.tags) ? self.purge.tags : []).all(t, t.replace('{', '\\n{').split('\\n', 9).all(p, !p.contains('}') || p.startsWith('{query:') || p.startsWith('{header:') || p.startsWith('{body:') || !p.startsWith('{*') && (self.match.path.contains(p.substring(0, p.indexOf('}') + 1)) || self.match.path.endsWith('{*' + p.substring(1, p.indexOf('}') + 1)))))",
+        "message": "purge.tags may only use parameters that match.path has, such as {id} and {path} for the value of {*path}, and {query:name}, {header:X-Name} and {body:/user/id}",
     },
     {
-        "rule": "(has(self.purge.paths) ? self.purge.paths : []).all(t, t.replace('{', '\\n{').split('\\n', 9).all(p, !p.contains('}') || !p.startsWith('{*') && (self.match.path.contains(p.substring(0, p.indexOf('}') + 1)) || self.match.path.endsWith('{*' + p.substring(1, p.indexOf('}') + 1)))))",
-        "message": "purge.paths may only use parameters that match.path has, such as {id}, and {path} for the value of {*path}",
+        "rule": "(has(self.purge.paths) ? self.purge.paths : []).all(t, t.replace('{', '\\n{').split('\\n', 9).all(p, !p.contains('}') || p.startsWith('{query:') || p.startsWith('{header:') || p.startsWith('{body:') || !p.startsWith('{*') && (self.match.path.contains(p.substring(0, p.indexOf('}') + 1)) || self.match.path.endsWith('{*' + p.substring(1, p.indexOf('}') + 1)))))",
+        "message": "purge.paths may only use parameters that match.path has, such as {id} and {path} for the value of {*path}, and {query:name}, {header:X-Name} and {body:/user/id}",
     },
     {
-        "rule": "(has(self.purge.prefixes) ? self.purge.prefixes : []).all(t, t.replace('{', '\\n{').split('\\n', 9).all(p, !p.contains('}') || !p.startsWith('{*') && (self.match.path.contains(p.substring(0, p.indexOf('}') + 1)) || self.match.path.endsWith('{*' + p.substring(1, p.indexOf('}') + 1)))))",
-        "message": "purge.prefixes may only use parameters that match.path has, such as {id}, and {path} for the value of {*path}",
+        "rule": "(has(self.purge.prefixes) ? self.purge.prefixes : []).all(t, t.replace('{', '\\n{').split('\\n', 9).all(p, !p.contains('}') || p.startsWith('{query:') || p.startsWith('{header:') || p.startsWith('{body:') || !p.startsWith('{*') && (self.match.path.contains(p.substring(0, p.indexOf('}') + 1)) || self.match.path.endsWith('{*' + p.substring(1, p.indexOf('}') + 1)))))",
+        "message": "purge.prefixes may only use parameters that match.path has, such as {id} and {path} for the value of {*path}, and {query:name}, {header:X-Name} and {body:/user/id}",
+    },
+    {
+        "rule": "!has(self.maxBodySize) || !isQuantity(string(self.maxBodySize)) || (quantity(string(self.maxBodySize)).isGreaterThan(quantity('0')) && quantity(string(self.maxBodySize)).compareTo(quantity('1Mi')) <= 0)",
+        "message": "maxBodySize must be between 1 and 1Mi: a copy of the body is held in memory until the application has responded",
     },
 ]))]
 pub struct OnWrite {
@@ -102,6 +106,11 @@ pub struct OnWrite {
 
     /// Stored responses that the write invalidates, in every pod.
     pub purge: PurgeSpec,
+
+    /// Maximum size of a body in which the values of `{body:…}` are looked for, at most 1Mi; 64Ki without it. A larger one passes to the
+    /// application all the same, and its values are unknown. Of several rules for one write the largest size counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_body_size: Option<ByteSize>,
 }
 
 /// Criteria that identify a write.
@@ -125,6 +134,12 @@ pub struct WriteMatch {
 }
 
 /// Stored responses to invalidate.
+///
+/// Tags, paths and prefixes may have values of the write: `{id}` of `match.path`, `{query:name}` of the query, `{header:X-Name}` of a
+/// header field, and `{body:/user/id}` of a body of JSON, at a JSON pointer (RFC 6901). Each of several values of one name, or of the
+/// elements of a list, counts. Where a value is not known, because it is missing, null, not text, too long or one of more than 64, or because
+/// the body is not JSON, compressed or larger than `maxBodySize`, the write purges all that could be meant: the prefix before the value,
+/// or, of a tag, all that the routes with such tags have stored below the literal part of their paths.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
@@ -141,13 +156,13 @@ pub struct PurgeSpec {
     /// a whole path: `{path}` inserts what the `{*path}` of `match.path` matched, and `{*path}` is refused here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16))]
-    pub paths: Vec<PathTemplate>,
+    pub paths: Vec<PurgePath>,
 
     /// Prefixes of paths, in whole segments: `/api/users` stands for `/api/users`, `/api/users/7` and all that is below, but
     /// not for `/api/users2`. Written as `paths` are; of more than 32 segments the first 32 count.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16))]
-    pub prefixes: Vec<PathTemplate>,
+    pub prefixes: Vec<PurgePath>,
 
     /// Invalidates every stored response of the policy.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

@@ -141,6 +141,9 @@ fn explanation(snapshot: &Snapshot, found: Found) -> Explanation {
         on_write_soft: purges.as_ref().and_then(|WritePurges { soft, .. }| {
             (!soft.is_empty()).then(|| PurgeRequest { soft: true, ..purge_request(soft.clone()) })
         }),
+        on_write_unknown: purges.as_ref().map_or_else(Vec::new, |WritePurges { unknown, .. }| {
+            unknown.iter().map(ToString::to_string).collect()
+        }),
         on_write: purges.map(|WritePurges { hard, .. }| purge_request(hard)),
         key,
         tiers: asked,

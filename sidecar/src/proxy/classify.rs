@@ -111,9 +111,10 @@ pub(super) fn classify_fields<F: Fields>(snapshot: &Snapshot, request: Request<'
     if headers::forwards_left(method, fields) == Some(0) {
         return Disposition::End(EndsHere::MaxForwards);
     }
-    if let Some(writing) = Writing::of(method, request.path, query, fields)
+    if let Some(mut writing) = Writing::of(method, request.path, query, fields)
         && (found.is_none() || writing.is_disguised())
     {
+        snapshot.policy().read_head(&mut writing, query, fields);
         return Disposition::Write { writing, protocol };
     }
     if let Some(bypass) = snapshot.mode().bypass() {

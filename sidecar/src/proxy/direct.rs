@@ -147,7 +147,13 @@ impl Direct {
                     let host =
                         head.lines.values("host").next().and_then(|host| std::str::from_utf8(host).ok());
                     let target = Target::at(head.target, host.unwrap_or_default());
-                    Write { snapshot: Arc::clone(&snapshot), writing, target, is_of_response: true }
+                    Write {
+                        snapshot: Arc::clone(&snapshot),
+                        writing,
+                        target,
+                        body: None,
+                        is_of_response: true,
+                    }
                 });
                 let facts = exchange::Facts { reason, route, is_head, ends, arrival };
                 let exchange =

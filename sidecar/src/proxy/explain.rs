@@ -82,7 +82,12 @@ pub fn explain(snapshot: &Arc<Snapshot>, target: Option<u16>, mut request: Reque
             return Explanation { ends_here: Some(reason), asked: vec![], ..explanation };
         }
         Disposition::Upgrade(_) => return passes(Forward::Bypass(Bypass::Upgrade), explanation),
-        Disposition::Write { writing, .. } => {
+        Disposition::Write { mut writing, .. } => {
+            let body = request.body();
+            let limit = write::body_limit(snapshot.policy(), &writing, request.headers());
+            if has_content && limit.is_some_and(|limit| body.len() as u64 <= limit) {
+                snapshot.policy().read_body(&mut writing, body);
+            }
             explanation.purges = Some(write::purges_of(snapshot, &writing));
             return passes(Forward::Method, explanation);
         }

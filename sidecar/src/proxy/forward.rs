@@ -25,8 +25,8 @@ use crate::{
     snapshot::Snapshot,
     stats::Outcome,
     upstream::{
-        Abandoned, ApplicationBody, HeadError, OnInterim, RawExchange, RequestBody, SwitchedConnection,
-        Upload, UpstreamError, WhenRefused, no_body,
+        Abandoned, ApplicationBody, BodyCopy, HeadError, OnInterim, RawExchange, RequestBody,
+        SwitchedConnection, Upload, UpstreamError, WhenRefused, no_body,
     },
 };
 
@@ -207,6 +207,14 @@ async fn begun(
 /// Returns the body that is sent on of a client's request.
 pub(super) fn passed_body(body: Incoming) -> RequestBody {
     if body.is_end_stream() { no_body() } else { Either::Left(Upload::new(Bytes::new(), body)) }
+}
+
+/// Returns the body that is sent on of a client's request, and copied as it passes if asked for.
+pub(super) fn copied_body(body: Incoming, copy: Option<&BodyCopy>) -> RequestBody {
+    match (passed_body(body), copy) {
+        (Either::Left(upload), Some(copy)) => Either::Left(upload.copied(copy.clone())),
+        (body, _) => body,
+    }
 }
 
 /// Returns a request as the application gets it.

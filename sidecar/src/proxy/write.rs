@@ -1,16 +1,18 @@
 //! Writes, and the stored responses that they invalidate (RFC 9111, section 4.4).
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
-    header::{CONTENT_LOCATION, HOST, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LOCATION, RANGE},
+    header::{
+        CONTENT_ENCODING, CONTENT_LOCATION, HOST, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LOCATION, RANGE,
+    },
     request::Parts,
 };
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use larder_policy::{
-    Fields, HeaderKinds, NormalPath, PurgeName, Writing,
+    Fields, HeaderKinds, NormalPath, Policy, PurgeName, Writing,
     key::path_of,
     policy::{RequestLine, WritePurges},
     response_meta::Times,
@@ -21,7 +23,7 @@ use super::{
     Client, Proxy, Served,
     deadline::LATE_WRITE_TIMEOUT,
     fetch::{Fetch, Purpose},
-    forward::{changed_protocol, passed, passed_body, unreachable},
+    forward::{changed_protocol, copied_body, passed, unreachable},
     received::Received,
     request::{CacheRequest, Routed},
     told,
@@ -34,7 +36,7 @@ use crate::{
     outlive::Outliving,
     problem::Problem,
     snapshot::Snapshot,
-    upstream::{UpstreamError, WhenRefused},
+    upstream::{BodyCopy, UpstreamError, WhenRefused},
 };
 
 impl Proxy {
@@ -57,10 +59,13 @@ impl Proxy {
         let (asked, from_client) = protocol.unzip();
         let written = async move {
             let target = Target::of(request.uri(), request.headers());
-            let write = Write { snapshot: snapshot_then, writing, target, is_of_response: false };
+            let limit = body_limit(snapshot_then.policy(), &writing, request.headers());
+            let body = limit.map(|limit| BodyCopy::new(limit, &proxy.telemetry.stats.budget));
+            let request = request.map(|content| copied_body(content, body.as_ref()));
+            let write = Write { snapshot: snapshot_then, writing, target, body, is_of_response: false };
             let requested_at = wall_ms();
             let may_change_protocol = asked.is_some();
-            let mut exchange = proxy.begin(request.map(passed_body), &from, asked, WhenRefused::Retry);
+            let mut exchange = proxy.begin(request, &from, asked, WhenRefused::Retry);
             let outcome = proxy.response_to(&mut exchange, may_change_protocol).await;
             if let Err(error) = &outcome
                 && !error.may_have_been_sent()
@@ -162,6 +167,13 @@ pub(super) fn purges_of(snapshot: &Snapshot, writing: &Writing) -> WritePurges {
     purges
 }
 
+/// Returns the maximum size of a write's body in which rules for it look for values; `None` if they do not, or it is compressed.
+pub(super) fn body_limit(policy: &Policy, writing: &Writing, headers: &HeaderMap) -> Option<u64> {
+    let mut codings = headers.get_all(CONTENT_ENCODING).iter();
+    let is_coded = codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    policy.body_limit_of(writing).filter(|_| !is_coded)
+}
+
 /// Returns a copy of the head of a request.
 fn replica(request: &Request<Incoming>) -> Parts {
     let mut replica = Request::new(());
@@ -231,6 +243,8 @@ pub(super) struct Write {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) writing: Writing,
     pub(super) target: Target,
+    /// Copy of the body, if rules for the write use values in it.
+    pub(super) body: Option<BodyCopy>,
     /// True if [`purges_of`] it is nothing: it invalidates no more than its response points to.
     pub(super) is_of_response: bool,
 }
@@ -238,43 +252,49 @@ pub(super) struct Write {
 impl Write {
     /// Purges the names that the response invalidates. Without a response, the application may have written all the same.
     pub(super) async fn purge<B>(&self, proxy: &Proxy, response: Option<&Response<B>>) {
-        let Self { snapshot, writing, .. } = self;
+        let Self { snapshot, is_of_response, .. } = self;
         if let Some(response) = response {
             proxy.obey(response.headers()).await;
         }
+        let writing = self.with_values_of_body();
         let may_have_changed = response.is_none_or(|response| !changed_nothing(response.status()));
-        let names = match response {
-            Some(response) => self.invalidated(response.status(), response.headers()),
-            None => self.invalidated_by_policy(),
+        let policy = snapshot.policy();
+        // A sidecar without a policy goes by the response alone.
+        let by_policy = if !may_have_changed || *is_of_response || policy.is_bare() {
+            WritePurges::default()
+        } else {
+            policy.purges_of(&writing)
         };
+        proxy.telemetry.broadened(&by_policy.unknown);
+        let mut names = by_policy.names();
+        if let Some(response) = response {
+            self.add_names_of_response(&mut names, response.status(), response.headers());
+        }
+        names.sort();
+        names.dedup();
         if !names.is_empty() || may_have_changed || snapshot.writes_go_unheard() {
-            proxy.purging().after_write(snapshot, writing, &names).await;
+            proxy.purging().after_write(snapshot, &writing, &names).await;
         }
     }
 
-    /// Returns the names that the response to a write invalidates: those of the policy, unless nothing was changed; and, unless it is an
-    /// error, the cached ones among the write's own path and those that the response points to on the same host.
-    fn invalidated(&self, status: StatusCode, headers: &HeaderMap) -> Vec<PurgeName> {
-        let Self { snapshot, writing, target, is_of_response } = self;
-        let mut names = Vec::new();
-        if !changed_nothing(status) {
-            names.extend(self.invalidated_by_policy());
-        }
+    /// Adds the names that a response which is no error invalidates whatever the policy says: the cached ones among the write's own path
+    /// and those that the response points to on the same host.
+    fn add_names_of_response(&self, names: &mut Vec<PurgeName>, status: StatusCode, headers: &HeaderMap) {
+        let Self { snapshot, writing, target, is_of_response, body: _ } = self;
         if status.is_success() || status.is_redirection() {
             let pointed_to = POINTING.map(|name| target.pointed_to(headers, &name));
             let own = if *is_of_response { &[] } else { writing.paths() };
             let paths = own.iter().chain(pointed_to.iter().flatten());
             names.extend(snapshot.policy().names_of_stored(paths));
         }
-        names.sort();
-        names.dedup();
-        names
     }
 
-    fn invalidated_by_policy(&self) -> Vec<PurgeName> {
-        let policy = self.snapshot.policy();
-        // A sidecar without a policy goes by the response alone.
-        if self.is_of_response || policy.is_bare() { vec![] } else { policy.purged_by(&self.writing) }
+    /// Returns the write with the values in its body, if those are needed and all of the body has passed.
+    fn with_values_of_body(&self) -> Cow<'_, Writing> {
+        let Some(body) = &self.body else { return Cow::Borrowed(&self.writing) };
+        let mut writing = self.writing.clone();
+        body.read(|body| self.snapshot.policy().read_body(&mut writing, body));
+        Cow::Owned(writing)
     }
 }
 

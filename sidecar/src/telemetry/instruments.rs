@@ -15,7 +15,7 @@ use crate::{
     cache_status::Tier,
     http1_guard::RequestError,
     mode::Mode,
-    stats::{Outcome, PeerOutcome, PurgeOrigin, RecordError, RefusedPurge, Stats},
+    stats::{Outcome, PeerOutcome, PurgeOrigin, RecordError, RefusedPurge, Stats, ValuePlace},
     upstream::UpstreamReason,
 };
 
@@ -126,6 +126,18 @@ fn observe_requests(meter: &Meter, stats: &Arc<Stats>) {
         .with_callback(move |observer| {
             for (state, pods) in known.peers.pods() {
                 observer.observe(pods, &[KeyValue::new("state", state)]);
+            }
+        })
+        .build();
+    let counted = Arc::clone(stats);
+    meter
+        .u64_observable_counter("larder.purges.broadened")
+        .with_description(
+            "Purges by writes that covered all that could be meant, by the place of the unknown value.",
+        )
+        .with_callback(move |observer| {
+            for place in ValuePlace::ALL {
+                observer.observe(counted.count_broadened(place), &[KeyValue::new("place", place.as_str())]);
             }
         })
         .build();

@@ -16,6 +16,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::body_copy::BodyCopy;
 use crate::{
     budget::{Budget, Kind, Reservation},
     clock::monotonic_ms,
@@ -45,6 +46,7 @@ struct ClientBody {
     /// The beginning that has been read and not yet passed on.
     read: Bytes,
     rest: Incoming,
+    copy: Option<BodyCopy>,
 }
 
 impl Body for ClientBody {
@@ -55,10 +57,15 @@ impl Body for ClientBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        if !self.read.is_empty() {
-            return Poll::Ready(Some(Ok(Frame::data(mem::take(&mut self.read)))));
+        let polled = if self.read.is_empty() {
+            Pin::new(&mut self.rest).poll_frame(context)
+        } else {
+            Poll::Ready(Some(Ok(Frame::data(mem::take(&mut self.read)))))
+        };
+        if let (Some(copy), Poll::Ready(frame)) = (&self.copy, &polled) {
+            copy.note(frame.as_ref(), self.is_end_stream());
         }
-        Pin::new(&mut self.rest).poll_frame(context)
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -116,10 +123,19 @@ pub struct Progress {
 impl Upload {
     /// Wraps the body of a client's request, of which `read` has been read already.
     pub fn new(read: Bytes, rest: Incoming) -> Self {
-        let body = ClientBody { read, rest };
+        let body = ClientBody { read, rest, copy: None };
         let progress =
             Progress { taken_at: AtomicU64::new(monotonic_ms()), waits_for_client: AtomicBool::new(false) };
         Self { body: UploadSource::Once(body), progress: Arc::new(progress) }
+    }
+
+    /// Has the body copied as it passes.
+    pub fn copied(mut self, copy: BodyCopy) -> Self {
+        if let UploadSource::Once(body) = &mut self.body {
+            copy.expect(body.size_hint().lower());
+            body.copy = Some(copy);
+        }
+        self
     }
 
     /// Retains the parts of the body that are read until the response begins, as far as `budget` permits, so that they can be sent
