@@ -32,6 +32,7 @@ mod e2e {
     mod rolling;
     mod serving;
     mod telemetry;
+    mod telling;
     mod tiers;
     mod undoing;
     mod upgrading;
