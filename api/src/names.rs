@@ -41,9 +41,10 @@ pub fn admin_secret(policy: &str) -> String {
     format!("larder-{policy}-admin")
 }
 
-/// Returns the name of the Service by which the sidecars of a policy find one another. Names of Services have no dots.
+/// Returns the name of the Service by which the sidecars of a policy find one another. Names of Services have no dots, and that of `a.b` is
+/// not that of `a-b`.
 pub fn peers(policy: &str) -> String {
-    format!("larder-{}-peers", policy.replace('.', "-"))
+    format!("larder-{}-peers", policy.replace('.', "-dot-"))
 }
 
 /// The key of the token in the Secret of [`admin_secret`].
@@ -83,7 +84,7 @@ mod tests {
     fn objects_of_a_policy_have_different_names() {
         assert_eq!(config_map("shop"), "larder-shop");
         assert_eq!(admin_secret("shop"), "larder-shop-admin");
-        assert_eq!(peers("eu.shop"), "larder-eu-shop-peers");
+        assert_eq!(peers("eu.shop"), "larder-eu-dot-shop-peers");
     }
 
     #[test]

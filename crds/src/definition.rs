@@ -7,7 +7,7 @@ use kube::CustomResourceExt;
 
 use crate::{CacheInvalidation, CachePolicy};
 
-/// Maximum length of a policy's name, so that names derived from it (`larder-<name>-admin`) and labels that carry it
+/// Maximum length of a policy's name, so that names derived from it (`larder-<name>-peers`) and labels that carry it
 /// stay within 63 characters.
 pub const MAX_NAME: usize = 50;
 
@@ -18,8 +18,10 @@ pub fn cache_policies() -> CustomResourceDefinition {
         if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
             tidy(schema);
             schema.x_kubernetes_validations.get_or_insert_default().push(ValidationRule {
-                rule: format!("size(self.metadata.name) <= {MAX_NAME}"),
-                message: Some(format!("shorten metadata.name to at most {MAX_NAME} characters")),
+                rule: format!("size(self.metadata.name.replace('.', '-dot-')) <= {MAX_NAME}"),
+                message: Some(format!(
+                    "shorten metadata.name to at most {MAX_NAME} characters, of which a '.' counts as five"
+                )),
                 ..ValidationRule::default()
             });
         }
