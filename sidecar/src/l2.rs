@@ -53,7 +53,7 @@ mod subscription;
 mod thread_connection;
 mod versions;
 
-use commands::{PurgeCommand, Question, RecordStart};
+use commands::{NewRecord, PurgeCommand, Question, RecordStart};
 use connection::Connection;
 use connector::Connector;
 use coverage::Coverage;
@@ -123,6 +123,8 @@ pub struct L2Lookup {
     pub stamp: Stamp,
     /// Variant that the request selects; empty if the stored responses do not vary.
     pub variant: String,
+    /// Names of the request headers that select it; none if the stored responses do not vary.
+    pub vary: Vec<HeaderName>,
     /// The last purge that covers the key, in the order of `stamp`; 0: none.
     pub purge: u64,
     /// The stored response, unless it was purged.
@@ -138,8 +140,8 @@ pub enum Found {
     OtherVariants,
     /// An answer that a purge made stale.
     Purged,
-    /// An answer, under the names that `Vary` listed.
-    Entry(Vec<HeaderName>, Box<Entry>),
+    /// An answer.
+    Entry(Box<Entry>),
 }
 
 /// A shared cache in Redis.
@@ -269,7 +271,7 @@ impl L2 {
                 self.link.request_resync();
             }
             let coverage = Coverage { l2: self, at: (&connection, deadline), asked: names, reply: &reply };
-            let mut variant = String::new();
+            let (mut variant, mut vary) = (String::new(), vec![]);
             let read = |seal: &Seal, place: &RecordPlace, record| {
                 let mut record = self.records.read((seal, place, key), record, limit, rules)?;
                 if let Record::Entry(entry) = &mut record {
@@ -279,26 +281,27 @@ impl L2 {
                 Some(record)
             };
             let Some((seal, primary)) = &primary else {
-                return Ok(L2Lookup { stamp, variant, purge, found: Found::Nothing });
+                return Ok(L2Lookup { stamp, variant, vary, purge, found: Found::Nothing });
             };
             let record = self.whole((&connection, deadline), &primary.name, start, limit).await?;
             let found = match read(seal, primary, record) {
                 None => Found::Nothing,
                 Some(Record::Entry(entry)) if coverage.is_purged(&entry).await? => Found::Purged,
-                Some(Record::Entry(entry)) => Found::Entry(vec![], entry),
+                Some(Record::Entry(entry)) => Found::Entry(entry),
                 Some(Record::Vary(names)) => {
                     vary::write_variant(&mut variant, &names, request);
+                    vary = names;
                     let own = seal.keys().variant(key, &variant);
                     let beginning = commands::begin(&connection, deadline, &own.name).await?;
                     let record = self.whole((&connection, deadline), &own.name, beginning, limit).await?;
                     match read(seal, &own, record) {
                         Some(Record::Entry(entry)) if coverage.is_purged(&entry).await? => Found::Purged,
-                        Some(Record::Entry(entry)) => Found::Entry(names, entry),
+                        Some(Record::Entry(entry)) => Found::Entry(entry),
                         _ => Found::OtherVariants,
                     }
                 }
             };
-            Ok(L2Lookup { stamp, variant, purge, found })
+            Ok(L2Lookup { stamp, variant, vary, purge, found })
         };
         let outcome = outcome.await.map_err(|error| match error {
             L2Error::Redis(error) if error.is_timeout() => L2Error::Deadline(timeout),
@@ -361,20 +364,21 @@ impl L2 {
             let mut connection = self.link.connection().ok_or(L2Error::Down)?;
             let seal = self.records.seal().ok_or(L2Error::Down)?;
             let mut records = Vec::with_capacity(2);
-            let mut add = |place: RecordPlace, record| {
-                let record = seal.close(&place, record);
-                records.push((place.name, record));
+            let mut add = |place: RecordPlace, record, yields| {
+                let bytes = seal.close(&place, record);
+                records.push(NewRecord { key: place.name, bytes, yields });
             };
             let (keys, primary, vary) = (seal.keys(), key.primary(), key.vary());
             if vary.is_empty() {
-                add(keys.primary(primary), codec::encode(entry));
+                add(keys.primary(primary), codec::encode(entry), false);
             } else {
-                add(keys.primary(primary), codec::encode_vary(vary));
-                add(keys.variant(primary, key.variant()), codec::encode(entry));
+                // An error has the names of the responses beside it, which are of use for longer.
+                add(keys.primary(primary), codec::encode_vary(vary), entry.status().as_u16() >= 400);
+                add(keys.variant(primary, key.variant()), codec::encode(entry), false);
             }
             // A record that would be refused when it is read must not replace another one.
             let limit = self.limit(max_body);
-            if vary.len() > MAX_VARY_NAMES || records.iter().any(|(_, record)| record.len() as u64 > limit) {
+            if vary.len() > MAX_VARY_NAMES || records.iter().any(|record| record.bytes.len() as u64 > limit) {
                 return Err(L2Error::TooLarge);
             }
             Ok(commands::store(&mut connection, &records, keep).await?)

@@ -67,6 +67,7 @@ mod integration {
     mod spellings;
     mod staleness;
     mod stampede;
+    mod stored_errors;
     mod storing;
     mod streaming;
     mod tags;

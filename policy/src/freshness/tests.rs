@@ -96,7 +96,7 @@ fn a_status_has_a_ttl_of_its_own() {
 }
 
 #[test]
-fn stale_error_is_not_served_by_the_windows_of_a_route() {
+fn windows_of_a_route_are_not_for_errors() {
     let minute = Some(seconds(60));
     let windows = Lifetimes { stale_while_revalidate: minute, stale_if_error: minute, ..Default::default() };
     let by_route = Lifetimes { ttl: Some(seconds(5)), ..windows };
@@ -104,7 +104,8 @@ fn stale_error_is_not_served_by_the_windows_of_a_route() {
     let directives = ResponseDirectives { stale_while_revalidate: minute, ..Default::default() };
     for (status, route, expected) in [
         (200, &by_route, WhileRevalidating),
-        (404, &by_route, WhileRevalidating),
+        (404, &by_route, OnError),
+        (404, &unset, WhileRevalidating),
         (500, &by_route, No),
         (503, &by_route, No),
         (503, &unset, WhileRevalidating),

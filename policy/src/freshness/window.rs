@@ -24,16 +24,21 @@ impl Windows {
         let directives = meta.directives();
         // A route's window follows a life; where nothing says or lets us guess one, it must not stand in for it.
         let has_life = ttl.is_some() || meta.lifetime().is_some();
-        // An error must not outlive its cause: a route's windows are for what the application serves when it works.
-        let is_error = meta.status().is_server_error();
-        let by_route =
-            |window: Option<Duration>| window.map(|window| if is_error { Duration::ZERO } else { window });
-        let route = by_route(lifetimes.stale_while_revalidate).filter(|_| has_life);
+        // An error must not outlive its cause: a route's windows are for what the application serves when it works. What is missing
+        // may still stand in for a failure.
+        let by_route = |window: Option<Duration>, unless| {
+            window.map(|window| if unless { Duration::ZERO } else { window })
+        };
+        let (status, given) = (meta.status(), lifetimes.stale_while_revalidate);
+        let is_error = status.is_client_error() || status.is_server_error();
+        let route = by_route(given, is_error).filter(|_| has_life);
         Self {
             never: false,
             clients: ttl.is_some() || directives.s_maxage.is_none(),
             revalidating: route.or(directives.stale_while_revalidate).unwrap_or_default(),
-            on_error: by_route(lifetimes.stale_if_error).or(directives.stale_if_error).unwrap_or_default(),
+            on_error: by_route(lifetimes.stale_if_error, status.is_server_error())
+                .or(directives.stale_if_error)
+                .unwrap_or_default(),
         }
     }
 

@@ -36,6 +36,8 @@ larder_api::labelled! {
         Trailers = "trailers",
         /// The headers that name tags (`tagsFrom`) name more than are stored.
         TooManyTags = "too-many-tags",
+        /// An error that would take the place of stored responses that are of use.
+        WouldReplace = "would-replace",
         /// Too many responses are being stored at this moment.
         Busy = "busy",
     }

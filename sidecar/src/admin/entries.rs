@@ -136,12 +136,12 @@ async fn in_redis(snapshot: &Snapshot, key: KeyText<'_>) -> Option<Result<Option
     let limits = Limits { rules, max_body: snapshot.policy().l1.max_object_size.0 };
     let lookup = l2.lookup(key.base(), &headers, &names, limits, Patience::Hard).await;
     let kept = |state, response| entry(key.base(), Place::L2, route, state, response);
-    Some(match lookup.map(|lookup| lookup.found) {
+    Some(match lookup.map(|lookup| (lookup.found, lookup.vary)) {
         Err(error) => Err(error.to_string()),
-        Ok(Found::Nothing) => Ok(None),
-        Ok(Found::OtherVariants) => Ok(Some(kept(EntryState::Variants, None))),
-        Ok(Found::Purged) => Ok(Some(kept(EntryState::Purged, None))),
-        Ok(Found::Entry(vary, stored)) => {
+        Ok((Found::Nothing, _)) => Ok(None),
+        Ok((Found::OtherVariants, _)) => Ok(Some(kept(EntryState::Variants, None))),
+        Ok((Found::Purged, _)) => Ok(Some(kept(EntryState::Purged, None))),
+        Ok((Found::Entry(stored), vary)) => {
             let lifetimes = lifetimes(route);
             let state = entry_state(&stored, snapshot, lifetimes);
             let vary = vary.iter().map(ToString::to_string).collect();

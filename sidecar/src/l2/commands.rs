@@ -309,14 +309,26 @@ pub(super) async fn complete(
     }
 }
 
+/// A record to be written.
+pub(super) struct NewRecord {
+    pub(super) key: String,
+    pub(super) bytes: Bytes,
+    /// True if a record that is under the key already stays, for as long as it would.
+    pub(super) yields: bool,
+}
+
 pub(super) async fn store(
     connection: &mut Connection,
-    records: &[(String, Bytes)],
+    records: &[NewRecord],
     keep: Duration,
 ) -> RedisResult<()> {
     let mut pipeline = redis::pipe();
-    for (key, record) in records {
-        pipeline.cmd("SET").arg(key).arg(&record[..]).arg("PX").arg(milliseconds(keep)).ignore();
+    for NewRecord { key, bytes, yields } in records {
+        pipeline.cmd("SET").arg(key).arg(&bytes[..]).arg("PX").arg(milliseconds(keep));
+        if *yields {
+            pipeline.arg("NX");
+        }
+        pipeline.ignore();
     }
     pipeline.query_async(connection).await
 }

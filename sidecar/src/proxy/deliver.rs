@@ -65,6 +65,8 @@ impl Fetch {
             .and_then(|vary| {
                 if request.fits(source.size_hint().lower()) { Ok(vary) } else { Err(NotStored::TooLarge) }
             })
+            .and_then(|vary| self.vary_to_store(head.status, vary))
+            .and_then(|vary| if self.replaces(head.status) { Ok(vary) } else { Err(NotStored::WouldReplace) })
             .and_then(|vary| Ok((vary, head.names(request.names(), self.updated_part(received))?)));
         let (vary, names) = match storable {
             Ok(found) => found,
@@ -72,6 +74,11 @@ impl Fetch {
                 cache.not_stored(&request.route, reason);
                 if self.known.stored.is_some() && replaces_the_stored_response(head.status, reason) {
                     request.slot(vec![]).forget(PurgeName::key(request.key.as_str()));
+                }
+                if let (NotStored::WouldReplace, Purpose::Refresh, Some(stored)) =
+                    (reason, self.purpose, self.known.stored())
+                {
+                    stored.mark_fallback_for(request.lifetimes().retry_interval);
                 }
                 if self.lead.is_some() && !head.status.is_server_error() {
                     cache.note_unshared(request.key.as_str(), &request.headers);
@@ -137,6 +144,19 @@ impl Fetch {
         let mut served = self.passed_on(received, head, Body::Fill(reader), became);
         served.life = self.request.life_of(&stored.meta);
         served
+    }
+
+    /// Returns true if a response with this status may take the place of what is stored. An error of the application may not as long as
+    /// that may be served in place of it, by the route and not by the client's directives, which are those of one client.
+    fn replaces(&self, status: StatusCode) -> bool {
+        let request = &self.request;
+        let serves_on_error = |stored: &Arc<Entry>| {
+            !stored.status().is_server_error()
+                && request.freshness_for_anybody(stored).state.serves_on_error()
+                && !stored.is_purged(&request.store().barriers)
+        };
+        let mut stored = self.known.stored().into_iter().chain(&self.known.part);
+        !status.is_server_error() || !stored.any(serves_on_error)
     }
 
     /// Returns the stored parts of a response that one with this status, as its origin sent it, adds to.

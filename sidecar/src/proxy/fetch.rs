@@ -2,7 +2,9 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
+use http::{HeaderName, StatusCode};
 use larder_flight::Lead;
+use larder_policy::storing::NotStored;
 use tokio::time::Instant;
 
 use super::{Served, request::CacheRequest};
@@ -57,6 +59,8 @@ pub(super) struct Known {
     pub(super) own_stamp: Stamp,
     /// Variant of the request according to Redis; empty if none is known.
     pub(super) variant: String,
+    /// Names of the request headers that select it, according to Redis; none if the responses there do not vary.
+    pub(super) vary: Vec<HeaderName>,
     /// Last purge that covers the request, according to Redis.
     pub(super) purge: u64,
     /// True if the last response was not shareable: requests do not wait for one another.
@@ -80,6 +84,7 @@ impl Fetch {
                 stamp,
                 own_stamp: stamp,
                 variant: String::new(),
+                vary: vec![],
                 purge: 0,
                 is_unshared: false,
                 redis_is_silent: false,
@@ -95,6 +100,22 @@ impl Fetch {
         if let Some(lead) = &self.lead {
             lead.goes_on();
         }
+    }
+
+    /// Returns the names of the request headers by which a response with this status, and with these names in `Vary`, is found once it
+    /// is stored.
+    ///
+    /// # Errors
+    /// If it would hide others that are of use.
+    pub(super) fn vary_to_store(
+        &self,
+        status: StatusCode,
+        own: Vec<HeaderName>,
+    ) -> Result<Vec<HeaderName>, NotStored> {
+        let request = &self.request;
+        // A response to HEAD stays in memory, under a key of its own.
+        let in_redis = if request.is_head() { &[][..] } else { &self.known.vary };
+        request.store().vary_to_store(request.key.as_str(), status, own, in_redis)
     }
 
     /// Tells those who wait the outcome.

@@ -7,6 +7,7 @@ use std::{
 
 use http::Method;
 use larder_policy::{
+    cache_control::RequestDirectives,
     freshness::{Freshness, State},
     range::{self, RangeRequest},
 };
@@ -138,6 +139,11 @@ impl CacheRequest {
         entry.freshness(self.lifetimes(), &self.directives, &self.store().barriers)
     }
 
+    /// Returns the freshness of a stored response, whatever the client's directives say.
+    pub(super) fn freshness_for_anybody(&self, entry: &Entry) -> Freshness {
+        entry.freshness(self.lifetimes(), &RequestDirectives::default(), &self.store().barriers)
+    }
+
     /// Returns true if a response in memory serves without another look into L2.
     fn is_within_l1_ttl(&self, entry: &Entry) -> bool {
         self.lifetimes().l1_ttl.is_none_or(|most| entry.here_for() < most)
@@ -187,10 +193,8 @@ impl CacheRequest {
         if freshness.state.serves_now() {
             Lookup::Hit(entry, freshness)
         } else {
-            let without_directives =
-                entry.freshness(self.lifetimes(), &Default::default(), &self.store().barriers);
-            let reason =
-                if without_directives.state.serves_now() { Forward::Request } else { Forward::Stale };
+            let serves_others = self.freshness_for_anybody(&entry).state.serves_now();
+            let reason = if serves_others { Forward::Request } else { Forward::Stale };
             Lookup::Revalidate(entry, self.why(reason))
         }
     }

@@ -147,7 +147,8 @@ impl Fetch {
             ResponseMeta::read(status, &headers, received.times, self.request.snapshot.policy().targets())
                 .with_ttl_from_response(ttl);
         let request = &self.request;
-        let key = CacheKey::new(request.key.as_str(), vary::names_to_store(&headers), &request.headers);
+        let vary = self.vary_to_store(status, vary::names_to_store(&headers)).ok()?;
+        let key = CacheKey::new(request.key.as_str(), vary, &request.headers);
         let fields = Arc::new(FieldLines::from(&headers));
         let head = Head { fields, is_to_head: false, meta, stamp: self.known.stamp, names };
         Some(Entry::new(key.whole(), &head, stored.content.clone()))
@@ -165,7 +166,7 @@ impl Fetch {
                 Ok(_) if store.barriers.covers(entry.names(), entry.path(), entry.stamp()) => {
                     Err(NotStored::Purged)
                 }
-                other => other,
+                other => other.and_then(|vary| self.vary_to_store(status, vary)),
             };
         let not_stored = stored.as_ref().err().copied();
         let (became, outcome) = match stored {

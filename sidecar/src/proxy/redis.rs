@@ -41,7 +41,8 @@ impl Proxy {
         known.stamp = lookup.stamp;
         known.variant = lookup.variant;
         known.purge = lookup.purge;
-        let (vary, entry) = match lookup.found {
+        known.vary.clone_from(&lookup.vary);
+        let entry = match lookup.found {
             Found::Nothing => return None,
             Found::OtherVariants => {
                 fetch.reason = Forward::VaryMiss;
@@ -51,9 +52,10 @@ impl Proxy {
                 fetch.reason = Forward::Stale;
                 return None;
             }
-            Found::Entry(vary, entry) => (vary, entry),
+            Found::Entry(entry) => entry,
         };
-        let slot = CacheSlot::shared(store, &request.route, CacheKey::under(key, vary, &request.headers));
+        let slot =
+            CacheSlot::shared(store, &request.route, CacheKey::under(key, lookup.vary, &request.headers));
         let entry = Arc::new(entry.under(slot.key().whole()));
         match request.evaluate(entry) {
             Lookup::Hit(entry, _) if fetch.purpose == Purpose::Refresh && !known.is_outdated_by(&entry) => {

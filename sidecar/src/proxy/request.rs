@@ -260,16 +260,17 @@ impl CacheRequest {
 
     /// Returns the names under which the response can be purged.
     pub(super) fn names(&self) -> &[PurgeName] {
-        self.names.get_or_init(|| self.find_names())
+        self.names.get_or_init(|| self.names_under(&self.key))
     }
 
-    fn find_names(&self) -> Box<[PurgeName]> {
+    /// Returns the names under which a response to this request is purged once it is stored under this key, its own or that of GET.
+    pub(super) fn names_under(&self, key: &PrimaryKey) -> Box<[PurgeName]> {
         let store = self.store();
         let version = store.l2.is_some().then_some(store.version);
         let tags = self.route.tags(self.uri.path());
         // As many as there are, so that they are not moved.
         let mut names = Vec::with_capacity(3 + tags.size_hint().0 + usize::from(version.is_some()));
-        names.extend(self.key.purge_names());
+        names.extend(key.purge_names());
         names.extend(tags);
         names.extend(version);
         names.into()
@@ -290,7 +291,7 @@ impl CacheRequest {
     /// Returns the place of a stored response: to HEAD itself, or to GET, with which a HEAD is answered, too.
     pub(super) fn slot_of(&self, entry: &Entry) -> CacheSlot {
         if self.is_head() {
-            let own = self.slot(vary::names_to_store(&entry.fields()));
+            let own = self.slot(self.store().vary_of(self.key.as_str(), entry));
             if entry.is_under(own.key().whole()) {
                 return own;
             }

@@ -5,10 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 use larder_policy::{
     Lifetimes, PurgeName, Route,
     freshness::{keep_for, may_be_stale},
+    storing::NotStored,
     vary,
 };
 
@@ -181,8 +182,41 @@ impl Store {
         entry: &Entry,
         fields: &HeaderMap,
     ) -> CacheSlot {
-        let vary = vary::names_to_store(&entry.fields());
-        CacheSlot::shared(self, route, CacheKey::new(primary, vary, fields))
+        CacheSlot::shared(self, route, CacheKey::new(primary, self.vary_of(primary, entry), fields))
+    }
+
+    /// Returns the names of the request headers by which a stored response is found under a primary key.
+    pub fn vary_of(&self, primary: &str, entry: &Entry) -> Vec<HeaderName> {
+        let own = vary::names_to_store(&entry.fields());
+        self.vary_to_store(primary, entry.status(), own.clone(), &[]).unwrap_or(own)
+    }
+
+    /// Returns the names of the request headers by which a response is found once it is stored, where `own` are those that its `Vary`
+    /// lists, and `in_redis` those of the responses in Redis. An error takes the names of the responses that it is stored beside,
+    /// because applications often leave `Vary` out of errors, and other names would hide all of those.
+    ///
+    /// # Errors
+    /// If an error varies by other headers than the responses beside it.
+    pub fn vary_to_store(
+        &self,
+        primary: &str,
+        status: StatusCode,
+        own: Vec<HeaderName>,
+        in_redis: &[HeaderName],
+    ) -> Result<Vec<HeaderName>, NotStored> {
+        if !status.is_client_error() && !status.is_server_error() {
+            return Ok(own);
+        }
+        let in_memory = match self.l1.get(primary) {
+            Some(Stored::Vary(names)) => names.to_vec(),
+            _ => vec![],
+        };
+        let known = if in_memory.is_empty() { in_redis.to_vec() } else { in_memory };
+        if known.is_empty() {
+            return Ok(own);
+        }
+        let selects = own.iter().chain(in_redis).all(|name| known.contains(name));
+        if selects { Ok(known) } else { Err(NotStored::WouldReplace) }
     }
 
     /// Notes that the response to a request with this key and these fields must not be shared. Other variants are not affected.
