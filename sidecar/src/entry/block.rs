@@ -70,7 +70,8 @@ impl Block {
         Self {
             bytes: bytes.into(),
             key: u32::try_from(key.len()).expect("a request head has less than 4 GiB"),
-            names: u16::try_from(names.len()).expect("a route has at most a few tags"),
+            names: u16::try_from(names.len())
+                .expect("a response has at most 1,024 tags from headers, and a route at most 8"),
             age: age.len() as u8,
             not_in_304,
         }

@@ -197,8 +197,8 @@ impl Fetch {
             head.fields.value(CONTENT_LENGTH.as_str()).and_then(|length| str::from_utf8(length).ok());
         let is_as_long = length.is_none_or(|length| length.parse() == Ok(body.len()));
         let slot = request.slot_of(&stored);
-        let of_get: Vec<_> = stored.names().collect();
-        let names = head.names(&of_get, None).ok();
+        let of_get = request.names_under(request.key_with_body());
+        let names = head.names(&of_get, Some(&stored)).ok();
         let (true, Some(names)) = (is_as_long && validation::selects(&*head.fields, &stored.fields()), names)
         else {
             return slot.forget(request.name_of_get());

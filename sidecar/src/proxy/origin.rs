@@ -105,12 +105,12 @@ impl Proxy {
         let text = request.text(kind).filter(|_| refused == WhenRefused::Retry);
         Ok(if let Some(text) = text {
             let (response, fields) = self.forward_text(request, text).await?;
-            Received::new(&request.route, response, fields, times(), IncomingBody::Application)
+            Received::new(request, response, fields, times(), IncomingBody::Application)
         } else {
             // On the heap, so that requests which are sent as text have no room for it.
             let response =
                 Box::pin(self.forward(request.outgoing(kind), &request.client, None, refused)).await?;
-            Received::with_map(&request.route, response, times(), IncomingBody::Application)
+            Received::with_map(request, response, times(), IncomingBody::Application)
         })
     }
 }

@@ -4,10 +4,10 @@ use std::{slice, sync::Arc};
 
 use http::{Extensions, Response, StatusCode, response::Parts};
 use larder_policy::{
-    Fields as _, PurgeName, Route, date, response_meta::Times, storing::NotStored, tags::ResponseTags,
-    validation,
+    Fields as _, PurgeName, date, response_meta::Times, storing::NotStored, tags::ResponseTags, validation,
 };
 
+use super::request::CacheRequest;
 use crate::{
     body::{Body, IncomingBody},
     cache_status::CacheStatus,
@@ -42,10 +42,10 @@ pub(super) struct ReceivedReply {
 }
 
 impl Received {
-    /// Returns a response with these fields for a request of the route, which has a `Date` from now on (RFC 9110, section 6.6.1), and
-    /// none of the fields that the route removes, nor `Larder-Purge`.
+    /// Returns a response with these fields to a request, which has a `Date` from now on (RFC 9110, section 6.6.1), and none of the
+    /// fields that the policy removes, nor `Larder-Purge`.
     pub(super) fn new<B>(
-        route: &Route,
+        request: &CacheRequest,
         response: Response<B>,
         mut fields: FieldLines,
         times: Times,
@@ -56,24 +56,21 @@ impl Received {
             fields.push(b"date", &date::format(times.received_at / 1000));
         }
         fields.remove(slice::from_ref(&LARDER_PURGE));
-        let tags = route.tags_from.as_ref().map(|from| {
-            let tags = Box::new(from.read(&fields));
-            fields.remove(from.removed());
-            tags
-        });
+        let tags = request.route.tags_from.as_ref().map(|from| Box::new(from.read(&fields)));
+        fields.remove(request.snapshot.policy().removed_headers());
         let head = ReceivedHead { status, fields: Arc::new(fields), tags, extensions };
         Self { head, body: body(content), times }
     }
 
     /// Returns a response whose end-to-end fields are in a map.
     pub(super) fn with_map<B>(
-        route: &Route,
+        request: &CacheRequest,
         response: Response<B>,
         times: Times,
         body: impl FnOnce(B) -> IncomingBody,
     ) -> Self {
         let fields = FieldLines::from(response.headers());
-        Self::new(route, response, fields, times, body)
+        Self::new(request, response, fields, times, body)
     }
 }
 

@@ -73,7 +73,8 @@ impl Proxy {
         let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
         let times = Times { requested_at, received_at: wall_ms() };
         let response = Response::from_parts(head, body);
-        Break(fetch.deliver_received(Received::with_map(&route, response, times, IncomingBody::text)))
+        let received = Received::with_map(&fetch.request, response, times, IncomingBody::text);
+        Break(fetch.deliver_received(received))
     }
 }
 
@@ -86,11 +87,11 @@ impl Fetch {
     ) -> Box<super::Served> {
         response.extensions_mut().clear();
         let times = Times { requested_at, received_at: wall_ms() };
-        let route = Arc::clone(&self.request.route);
-        let received = Received::with_map(&route, response, times, |body| match source_ref.persist() {
-            Some(statement) => Persisting::new(&self.request, statement).wrap(body),
-            None => body,
-        });
+        let received =
+            Received::with_map(&self.request, response, times, |body| match source_ref.persist() {
+                Some(statement) => Persisting::new(&self.request, statement).wrap(body),
+                None => body,
+            });
         self.deliver_received(received)
     }
 }

@@ -230,7 +230,7 @@ impl Posted {
 
     /// Passes the response on and stores it as one to GET, if it declares a lifetime.
     fn deliver_for_get(self, response: Response<Paced>, times: Times) -> Box<Served> {
-        let received = Received::with_map(&self.request.route, response, times, IncomingBody::Application);
+        let received = Received::with_map(&self.request, response, times, IncomingBody::Application);
         let mut fetch = Fetch::new(self.request, Purpose::Serve, Forward::Method);
         (fetch.known.stamp, fetch.known.own_stamp) = (self.stamp, self.stamp);
         fetch.deliver_received(received)

@@ -224,3 +224,49 @@ routes:
     assert_eq!(sidecar.purge(r#"{"tags": ["item"]}"#).await.status, 200);
     assert_ne!(sidecar.get("/items/1").await.body, old.body);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn head_that_freshens_a_response_replaces_its_tags() {
+    let origin = Origin::start(|seen| async move {
+        let tags: Vec<_> = (0..600).map(|tag| format!("{}-{tag}", seen.number)).collect();
+        reply(&[("cache-tag", &tags.join(",")), ("xkey", "of-all"), ("etag", "\"a\"")], "body")
+    })
+    .await;
+    let spec = SPEC.replace("l2: ", "# ").replace("[Surrogate-Key, Cache-Tag, xkey]", "[Cache-Tag, xkey]");
+    let policy = Policy::new(&spec.replace("  ttl: 60s", "  ttl: 60s\n  clientDirectives: Honor"));
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    sidecar.get("/a").await;
+    for _ in 0..3 {
+        let answer = sidecar.request(Method::HEAD, "/a", &[("cache-control", "no-cache")], "").await;
+        assert_eq!((answer.status.as_u16(), answer.hit()), (200, None));
+    }
+    assert_eq!(sidecar.get("/a").await.hit(), Some("l1"));
+    let of_get = (r#"{"tags": ["1-1"]}"#, true);
+    for (body, is_hit) in [of_get, (r#"{"tags": ["3-1"]}"#, true), (r#"{"tags": ["4-1"]}"#, false)] {
+        assert_eq!(sidecar.purge(body).await.status, 200);
+        assert_eq!(sidecar.get("/a").await.hit().is_some(), is_hit, "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_that_one_route_removes_are_removed_from_responses_of_every_route() {
+    let origin = tagged().await;
+    let policy = Policy::new(
+        r#"
+routes:
+- {name: tagged, match: {path: "/tagged/{page}"}, ttl: 60s, tagsFrom: {headers: [xkey], remove: true}}
+- {name: kept, match: {path: "/kept/{page}"}, ttl: 60s, tagsFrom: {headers: [xkey]}}
+- {name: page, match: {path: "/{page}"}, ttl: 60s, bypass: {headers: {x-skip: "1"}}}
+"#,
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for path in ["/tagged/a?xkey=t", "/kept/a?xkey=t", "/a?xkey=t"] {
+        for fields in [&[][..], &[], &[("x-skip", "1")], &[("te", "trailers"), ("x-skip", "1")]] {
+            let answer = sidecar.get_with(path, fields).await;
+            assert_eq!(answer.header("xkey"), "", "{path}: {}", answer.cache_status());
+        }
+    }
+    assert_eq!(sidecar.purge(r#"{"tags": ["t"]}"#).await.status, 200);
+    assert_eq!(sidecar.get("/kept/a?xkey=t").await.hit(), None);
+    assert_eq!(sidecar.get("/a?xkey=t").await.hit(), Some("l1"));
+}
