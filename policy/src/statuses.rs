@@ -11,9 +11,13 @@ use serde::{Deserialize, Serialize};
 /// forbids to store.
 const ABOUT_ONE_REQUEST: [u16; 7] = [412, 416, 417, 428, 429, 431, 511];
 
-/// Statuses that a class leaves out, besides those that are never stored: they answer the credentials, the content, the connection or
-/// other properties of one request. Anybody could make an application respond with one of them, and everybody would receive it.
-const NOT_OF_A_CLASS: [u16; 12] = [400, 401, 406, 407, 408, 411, 413, 415, 421, 425, 426, 505];
+/// Statuses that the class `4xx` is made of: those about the resource. The others, and those that nobody has defined, which count as 400
+/// (RFC 9110, section 15), are about the credentials, the content, the connection or other properties of one request. Anybody could make
+/// an application respond with one of them, and everybody would receive it.
+const CLIENT_ERRORS_OF_CLASS: [u16; 5] = [404, 405, 410, 414, 451];
+
+/// Statuses that other classes leave out for the same reason, besides those that are never stored.
+const NOT_OF_A_CLASS: [u16; 3] = [226, 505, 510];
 
 /// The CEL rule by which the API server enforces the format.
 pub const CEL_RULE: &str = "self != string(self) ? self >= 200 && self <= 599 : self.matches('^[2-5]xx$')";
@@ -24,15 +28,20 @@ pub const CEL_RULE: &str = "self != string(self) ? self >= 200 && self <= 599 : 
 pub enum StatusPattern {
     /// One status.
     Code(u16),
-    /// Every status that begins with this digit and is about the resource: not, for example, 401, 408 or 429.
+    /// Every status that begins with this digit and is about the resource: not, for example, 401, 403 or 429.
     Class(u8),
 }
 
 impl StatusPattern {
     /// Returns the class of a status, if a class has it.
     pub fn class_of(status: StatusCode) -> Option<Self> {
-        let is_left_out = is_about_one_request(status) || NOT_OF_A_CLASS.contains(&status.as_u16());
-        (!is_left_out).then_some(Self::Class((status.as_u16() / 100) as u8))
+        let code = status.as_u16();
+        let is_of_class = if status.is_client_error() {
+            CLIENT_ERRORS_OF_CLASS.contains(&code)
+        } else {
+            !is_about_one_request(status) && !NOT_OF_A_CLASS.contains(&code)
+        };
+        is_of_class.then_some(Self::Class((code / 100) as u8))
     }
 }
 
@@ -154,10 +163,11 @@ mod tests {
     #[test]
     fn class_has_the_statuses_that_are_about_the_resource() {
         let class = |code| StatusPattern::class_of(StatusCode::from_u16(code).unwrap());
-        for code in [402, 403, 404, 405, 410, 414, 451, 499] {
-            assert_eq!(class(code), Some(StatusPattern::Class(4)), "{code}");
+        for code in 400..500 {
+            let is_about_resource = [404, 405, 410, 414, 451].contains(&code);
+            assert_eq!(class(code), is_about_resource.then_some(StatusPattern::Class(4)), "{code}");
         }
-        for code in [400, 401, 407, 408, 412, 413, 416, 417, 421, 425, 428, 429, 431, 505, 511] {
+        for code in [226, 505, 510, 511] {
             assert_eq!(class(code), None, "{code}");
         }
         assert_eq!(

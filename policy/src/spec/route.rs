@@ -385,9 +385,10 @@ pub enum CacheableMethod {
 ]))]
 pub struct StatusSpec {
     /// The status, such as 404, or a class of them, such as `4xx`. A status that is listed by itself has its own `ttl`, and
-    /// not that of its class. A class leaves out statuses that are about one client or the form of its request: 400, 401,
-    /// 406 to 408, 411 to 413, 415 to 417, 421, 425, 426, 428, 429, 431, 505 and 511. Stale responses with 5xx are not
-    /// served, whatever `grace`, `staleWhileRevalidate` and `staleIfError` say.
+    /// not that of its class. A class is made of statuses about the resource, and leaves out those that are about one client
+    /// or the form of its request: `4xx` has 404, 405, 410, 414 and 451, and the other classes have all but 226, 505, 510 and
+    /// 511. Stale responses with 4xx are served only while the application fails, and those with 5xx not at all, whatever
+    /// `grace`, `staleWhileRevalidate` and `staleIfError` say.
     pub code: StatusPattern,
 
     /// Freshness lifetime of a response of this status, in place of the route's `ttl` and of the response's own
