@@ -138,7 +138,8 @@ func TestValuesBecomeFields(t *testing.T) {
 				{"NetworkPolicy/larder-operator", "spec.egress.2.ports", "[map[port:10443 protocol:TCP]]"},
 				{"NetworkPolicy/larder-operator", "spec.egress.3.ports", "[map[port:25000 protocol:TCP]]"},
 				{"NetworkPolicy/shop/larder-sidecars", "spec.ingress.0.ports", "[map[port:25000 protocol:TCP]]"},
-				{"NetworkPolicy/shop/larder-sidecars", "spec.ingress.0.from.1", "map[podSelector:map[]]"},
+				{"NetworkPolicy/shop/larder-sidecars", "spec.ingress.0.from.1.podSelector.matchExpressions.0.key", "larder.dev/policy"},
+				{"NetworkPolicy/shop/larder-sidecars", "spec.ingress.0.from.2", "map[podSelector:map[]]"},
 			},
 		},
 	} {
