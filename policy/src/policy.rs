@@ -14,6 +14,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::HeaderName;
 
 pub use self::route::{BypassBy, HttpSource, Match, QuerySource, RequestLine, Route, SourceRef};
+pub(crate) use self::writes::leads_out;
 pub use self::writes::{Purges, WritePurges};
 use self::{check::Check, hosts::NamedHosts, index::RouteIndex, writes::WriteRule};
 use crate::{

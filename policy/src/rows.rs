@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     PathTemplate, PurgeName,
-    policy::Purges,
+    policy::{Purges, leads_out},
     spec::RowPurge,
     template::{expand, placeholders},
 };
@@ -42,6 +42,9 @@ impl RowPurge {
         for (templates, is_prefix) in [(paths, false), (prefixes, true)] {
             for template in templates {
                 match Filled::of(template.as_str(), &value) {
+                    Filled::Text(path) if is_prefix && leads_out(&path) => {
+                        purges.prefixes.push(literal_prefix(template).to_owned());
+                    }
                     Filled::Text(path) if is_prefix => purges.prefixes.push(path),
                     Filled::Text(path) => purges.paths.push(path),
                     Filled::Nothing => {}
@@ -111,6 +114,14 @@ mod tests {
         let (tag, path) = (format!("user:{encoded}"), format!("/users/{encoded}"));
         assert_eq!(names, purges(&[&tag, "users"], &[&path], &[&format!("/teams/1/{encoded}")]));
         assert_eq!(purge(USERS).columns().into_iter().collect::<Vec<_>>(), ["id", "team"]);
+    }
+
+    #[test]
+    fn value_leads_out_of_no_prefix() {
+        for value in ["..", ".", "%2e%2E", "../..", "a/..", "..;a", "..\\.."] {
+            let names = purge(r#"{prefixes: ["/teams/{team}"]}"#).names(|_| ColumnValue::Text(value));
+            assert_eq!(names, purges(&[], &[], &["/teams/"]), "{value}");
+        }
     }
 
     #[test]

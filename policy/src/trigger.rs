@@ -2,8 +2,12 @@
 //!
 //! # Guarantees
 //! - No statement fails because of the trigger: a payload is shorter than Postgres allows, and names that would not fit become
-//!   "everything".
+//!   "everything". So do those that can't be made, as of a column that was renamed later.
+//! - Names do not depend on the settings of the session that writes.
+//! - A value leads out of no prefix: what is below the literal part of the template is purged then.
 //! - Rows before and after a change both count.
+
+use std::collections::BTreeSet;
 
 use crate::template::placeholders;
 
@@ -18,6 +22,14 @@ const MAX_NAMES: usize = 1_000;
 
 /// Maximum length of an identifier in Postgres, in bytes.
 const MAX_IDENTIFIER: usize = 63;
+
+/// Settings of the function: the text of a value, and of a literal, must not depend on the session that writes.
+const SETTINGS: &str = "set search_path = pg_catalog, pg_temp set standard_conforming_strings = on
+set datestyle = 'ISO, YMD' set intervalstyle = 'postgres' set timezone = 'UTC' set lc_monetary = 'C'
+set bytea_output = 'hex' set extra_float_digits = 3";
+
+/// Regular expression of paths with a segment that some servers read as `.` or `..`, as the text of a literal with escapes.
+const LEADS_OUT: &str = r"(^|[/\\\\;]|%(25)*(2f|5c|3b))([.]|%(25)*2e){1,2}($|[/\\\\;]|%(25)*(2f|5c|3b))";
 
 /// Quotes around the function, and around its query.
 const QUOTES: [&str; 2] = ["$larder$", "$query$"];
@@ -62,6 +74,9 @@ pub enum TriggerError {
         /// The text between braces.
         name: String,
     },
+    /// Postgres notifies on no such channel.
+    #[error("{0:?} is not a channel: its name has 1 to 63 bytes")]
+    NotAChannel(String),
     /// A template has a quote of the printed statements.
     #[error("{0:?} has a {1}, by which the printed function is quoted: leave it out")]
     HasQuote(String, &'static str),
@@ -81,13 +96,16 @@ impl Trigger {
         if function.len() > MAX_IDENTIFIER {
             return Err(TriggerError::TooLong(table.clone()));
         }
+        if channel.is_empty() || channel.len() > MAX_IDENTIFIER {
+            return Err(TriggerError::NotAChannel(channel.clone()));
+        }
         let is_path = |path: &&String| path.starts_with('/') && !path.contains(['?', '#', '*']);
         if let Some(path) = paths.iter().chain(prefixes).find(|path| !is_path(path)) {
             return Err(TriggerError::NotAPath(path.clone()));
         }
         let kinds = [("tags", tags), ("paths", paths), ("prefixes", prefixes)];
         let templates = kinds.into_iter().flat_map(|(kind, list)| list.iter().map(move |text| (kind, text)));
-        let values = templates.map(|(kind, text)| Ok(format!("    ('{kind}', {})", expression(text)?)));
+        let values = templates.map(|(kind, text)| Ok(format!("    ('{kind}', {})", name_of(kind, text)?)));
         let values = values.collect::<Result<Vec<_>, TriggerError>>()?.join(",\n");
         let all =
             literal(&format!("{{\"everything\": true{}}}", if *soft { ", \"soft\": true" } else { "" }));
@@ -106,6 +124,8 @@ impl Trigger {
                 return Err(TriggerError::HasQuote(text.clone(), quote));
             }
         }
+        let columns: BTreeSet<_> =
+            [tags, paths, prefixes].into_iter().flatten().flat_map(|text| placeholders(text)).collect();
         let (table, function) = (qualified(schema, table), qualified(schema, &function));
         let triggers = [
             ("insert", " referencing new table as larder_new"),
@@ -121,11 +141,24 @@ impl Trigger {
             )
         });
         Ok(format!(
-            "begin;\n\ncreate or replace function {function}() returns trigger\n\
-             language plpgsql set search_path = pg_catalog, pg_temp as $larder$\n{body}$larder$;\n\n{}\ncommit;\n",
+            "begin;\n\n{}create or replace function {function}() returns trigger\n\
+             language plpgsql {SETTINGS} as $larder$\n{body}$larder$;\n\n{}\ncommit;\n",
+            check_of(&table, &columns),
             triggers.concat()
         ))
     }
+}
+
+/// Returns a statement that fails unless the rows of a table have these columns. The function would learn it with the first write.
+fn check_of(table: &str, columns: &BTreeSet<&str>) -> String {
+    if columns.is_empty() {
+        return String::new();
+    }
+    let columns: Vec<_> = columns.iter().map(|name| text_of(name)).collect();
+    let columns = columns.join(", ");
+    format!(
+        "do $larder$ begin\n  perform {columns} from (select * from {table}) as r limit 0;\nend $larder$;\n\n"
+    )
 }
 
 /// Returns the body of a function that purges everything.
@@ -152,7 +185,8 @@ begin
     perform pg_notify({channel}, {all});
     return null;
   end if;
-  for payload in execute $query$
+  begin
+    for payload in execute $query$
   with named as (
     select distinct n.kind, n.name
     from ($query$ || changed || $query$) as r
@@ -171,17 +205,49 @@ begin
       {members})::text end
   from parts
   group by case when is_much then 0 else part end
-  $query$ loop
-    perform pg_notify({channel}, payload);
-  end loop;
+    $query$ loop
+      perform pg_notify({channel}, payload);
+    end loop;
+  exception when others then
+    raise log 'larder: the names of changed rows can not be told, everything is purged: %', sqlerrm;
+    perform pg_notify({channel}, {all});
+  end;
   return null;
 end
 "
     )
 }
 
-/// Returns the expression of a name: a template with the values of a row, each encoded as in a URL.
-fn expression(template: &str) -> Result<String, TriggerError> {
+/// Returns the expression of a name. It is NULL where nothing has that name.
+fn name_of(kind: &str, template: &str) -> Result<String, TriggerError> {
+    let name = expression(template, |column| {
+        let text = text_of(column);
+        format!(
+            "(select case when v ~ '^[A-Za-z0-9._~-]*$' then v \
+             else regexp_replace(encode(convert_to(v, 'UTF8'), 'hex'), '(..)', E'%\\\\1', 'g') end \
+             from (select {text} as v) as c)"
+        )
+    })?;
+    let before = template.split('{').next().unwrap_or_default();
+    Ok(match kind {
+        "tags" => format!("nullif(btrim({name}), '')"),
+        "prefixes" if before != template => {
+            let within = literal(&before[..=before.rfind('/').unwrap_or_default()]);
+            let raw = expression(template, text_of)?;
+            format!("case when {raw} ~* E'{LEADS_OUT}' then {within} else {name} end")
+        }
+        _ => name,
+    })
+}
+
+/// Returns the expression of a column's value. Without a collation of its own, columns of two would not be comparable, and those of some
+/// could not be matched.
+fn text_of(column: &str) -> String {
+    format!("(r.{}::text collate \"C\")", identifier(column))
+}
+
+/// Returns the expression of a template with the values of a row.
+fn expression(template: &str, value: impl Fn(&str) -> String) -> Result<String, TriggerError> {
     if let Some(name) = placeholders(template).find(|name| !is_column(name)) {
         return Err(TriggerError::NotAColumn { template: template.to_owned(), name: name.to_owned() });
     }
@@ -191,16 +257,11 @@ fn expression(template: &str) -> Result<String, TriggerError> {
         rest.split_once('{').and_then(|(before, after)| Some((before, after.split_once('}')?)))
     {
         parts.extend((!before.is_empty()).then(|| literal(before)));
-        parts.push(format!(
-            "(select case when v ~ '^[A-Za-z0-9._~-]*$' then v \
-             else regexp_replace(encode(convert_to(v, 'UTF8'), 'hex'), '(..)', '%\\1', 'g') end \
-             from (select r.{}::text as v) as c)",
-            identifier(name)
-        ));
+        parts.push(value(name));
         rest = after;
     }
-    parts.extend((!rest.is_empty()).then(|| literal(rest)));
-    Ok(parts.join(" || "))
+    parts.extend((!rest.is_empty() || parts.is_empty()).then(|| literal(rest)));
+    Ok(format!("({})", parts.join(" || ")))
 }
 
 /// Returns true for a name that a placeholder may have.
@@ -266,6 +327,10 @@ mod tests {
         assert!(matches!(with("a:{i d}"), TriggerError::NotAColumn { .. }));
         assert!(matches!(with("a:$larder$"), TriggerError::HasQuote(..)));
         assert_eq!(Trigger { tags: vec![], ..trigger() }.sql().unwrap_err(), TriggerError::NamesNothing);
+        for channel in [String::new(), "c".repeat(64)] {
+            let unusable = Trigger { channel: channel.clone(), ..trigger() };
+            assert_eq!(unusable.sql().unwrap_err(), TriggerError::NotAChannel(channel));
+        }
         let path = Trigger { paths: vec!["users/{id}".into()], ..trigger() };
         assert_eq!(path.sql().unwrap_err(), TriggerError::NotAPath("users/{id}".into()));
         let long = Trigger { table: "t".repeat(50), ..trigger() };

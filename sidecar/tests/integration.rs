@@ -74,6 +74,7 @@ mod integration {
     mod tailing;
     mod targets;
     mod told;
+    mod triggers;
     mod upgrades;
     mod upstream_connections;
     mod upstream_http2;

@@ -278,9 +278,15 @@ fn settled(text: &str) -> Option<String> {
 /// Returns a prefix that a template was expanded to, or the literal part of the template if a value leads out of it: a write to
 /// `/items/..` is no reason to purge what is above.
 fn within(template: &Expandable, prefix: &str) -> String {
-    let leads_out = |segment: &str| matches!(&*decode_fully(segment), "." | "..");
-    let is_out = prefix.split('/').any(leads_out);
-    if is_out { template.literal_folder() } else { prefix }.to_owned()
+    if leads_out(prefix) { template.literal_folder() } else { prefix }.to_owned()
+}
+
+/// Returns true if a server may read a path as one that has `.` or `..` as a segment.
+pub(crate) fn leads_out(path: &str) -> bool {
+    path.split('/').any(|segment| {
+        let read = decode_fully(segment);
+        read.split(['/', '\\', ';']).any(|part| matches!(part, "." | ".."))
+    })
 }
 
 /// Stored responses that a write invalidates.

@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, convert::Infallible, time::Duration};
 
 use anyhow::{Context, ensure};
 use larder_policy::{PurgeName, spec::Changes};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::{CHECK_INTERVAL, Follower};
 use crate::sources::postgres::{
@@ -40,7 +40,7 @@ impl Follower {
     pub(super) async fn replicate(&self, spec: &Changes) -> anyhow::Result<Infallible> {
         let session = self.lead().await?;
         let advice = publication::check(&session, spec).await?;
-        let mut replication = self.open_slot(spec).await?;
+        let mut replication = self.open_slot(spec, &session).await?;
         // What was changed before nobody read.
         let mut transactions = Transactions::new(spec);
         let all = transactions.all();
@@ -48,10 +48,36 @@ impl Follower {
         self.feed.follows(advice);
         tracing::info!(feed = self.feed.name(), publication = spec.publication, "reading changes");
 
+        let mut unseen = Unseen::default();
+        let Err(error) = self.read(spec, &session, &mut replication, &mut transactions, &mut unseen).await;
+        // Until reading begins again nothing else would be purged: what has come is, whether others see it or not.
+        while let Ok(Some(event)) = replication.arrived() {
+            if let Event::Message(message) = event
+                && let Ok(message) = Message::decode(message)
+            {
+                unseen.add(transactions.take(message));
+            }
+        }
+        let names: BTreeSet<_> = unseen.purged.into_iter().flat_map(|purged| purged.names).collect();
+        if !names.is_empty() {
+            let names: Vec<_> = names.into_iter().collect();
+            // What Redis could not be told is told later.
+            drop(self.purge(|_| names.clone()).await);
+        }
+        Err(error)
+    }
+
+    async fn read(
+        &self,
+        spec: &Changes,
+        session: &Session,
+        replication: &mut Replication,
+        transactions: &mut Transactions<'_>,
+        unseen: &mut Unseen,
+    ) -> anyhow::Result<Infallible> {
         let mut ticks = interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut checks, mut heard) = (0_u32, Instant::now());
-        let mut unseen = Unseen::default();
         loop {
             tokio::select! {
                 event = replication.next() => {
@@ -65,17 +91,17 @@ impl Follower {
                         }
                         event = if unseen.names < MAX_TOGETHER { replication.arrived()? } else { None };
                     }
-                    self.purge_seen(&session, &mut unseen).await?;
+                    self.purge_seen(session, unseen).await?;
                 }
                 () = sleep_until(unseen.again), if !unseen.purged.is_empty() => {
-                    self.purge_seen(&session, &mut unseen).await?;
+                    self.purge_seen(session, unseen).await?;
                 }
                 _ = ticks.tick() => {
-                    self.ensure_current(&session)?;
+                    self.ensure_current(session)?;
                     ensure!(heard.elapsed() < SILENCE_LIMIT, "postgres has sent no changes and no sign of life for {SILENCE_LIMIT:?}");
                     checks += 1;
                     if checks.is_multiple_of(PUBLICATION_CHECKS) {
-                        self.feed.follows(publication::check(&session, spec).await?);
+                        self.feed.follows(publication::check(session, spec).await?);
                     } else {
                         session.probe().await?;
                     }
@@ -86,18 +112,25 @@ impl Follower {
     }
 
     /// Creates a slot that ends with its connection, and begins to read.
-    async fn open_slot(&self, spec: &Changes) -> anyhow::Result<Replication> {
+    async fn open_slot(&self, spec: &Changes, session: &Session) -> anyhow::Result<Replication> {
         let mut replication = self.feed.source().replication().await.map_err(publication::with_remedy)?;
         let slot = format!("larder_{:016x}", fastrand::u64(..));
         let command =
             format!("CREATE_REPLICATION_SLOT \"{slot}\" TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT");
         {
             let mut created = std::pin::pin!(replication.query(&command));
-            let created = match timeout(SLOT_PATIENCE, &mut created).await {
-                Ok(created) => created,
-                Err(_) => {
-                    self.feed.is_down("the replication slot waits for transactions that were open when it was asked for: end those that pg_stat_activity shows with an old xact_start".to_owned());
-                    created.await
+            let mut ticks = interval(CHECK_INTERVAL);
+            let asked = Instant::now();
+            let created = loop {
+                tokio::select! {
+                    created = &mut created => break created,
+                    _ = ticks.tick() => {
+                        if asked.elapsed() >= SLOT_PATIENCE {
+                            self.feed.is_down("the replication slot waits for transactions that were open when it was asked for: end those that pg_stat_activity shows with an old xact_start".to_owned());
+                        }
+                        self.ensure_current(session)?;
+                        session.probe().await?;
+                    }
                 }
             };
             created.map_err(publication::with_remedy)?;

@@ -7,7 +7,10 @@ use larder_policy::spec::Notifications;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{CHECK_INTERVAL, Follower};
-use crate::purge::document;
+use crate::{
+    purge::document,
+    sources::postgres::session::{Overflow, Session},
+};
 
 /// Maximum length of the part of a malformed payload that is logged, in characters.
 const MAX_LOGGED: usize = 200;
@@ -21,15 +24,37 @@ impl Follower {
         self.purge_everything().await?;
         self.feed.follows(None);
         tracing::info!(feed = self.feed.name(), channel = spec.channel, "listening for notifications");
+        let Err(error) = self.hear_all(&mut session).await;
+        self.hear_rest(&mut session).await;
+        if error.is::<Overflow>() {
+            self.purge_everything().await?;
+        }
+        Err(error)
+    }
+
+    async fn hear_all(&self, session: &mut Session) -> anyhow::Result<Infallible> {
         let mut ticks = interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 payloads = session.next() => self.hear(&payloads?).await?,
                 _ = ticks.tick() => {
-                    self.ensure_current(&session)?;
+                    self.ensure_current(session)?;
                     session.probe().await?;
                 }
+            }
+        }
+    }
+
+    /// Purges what had come before listening ended: until it begins again, nothing else would.
+    async fn hear_rest(&self, session: &mut Session) {
+        loop {
+            match session.arrived() {
+                Ok(payloads) if payloads.is_empty() => return,
+                // What Redis could not be told is told later.
+                Ok(payloads) => drop(self.hear(&payloads).await),
+                Err(error) if error.is::<Overflow>() => return drop(self.purge_everything().await),
+                Err(_) => return,
             }
         }
     }

@@ -1,10 +1,9 @@
 //! Notifications of Postgres, which purge.
 
-use std::{collections::BTreeSet, fs, future::poll_fn, time::Duration};
+use std::{fs, time::Duration};
 
 use larder_policy::trigger::Trigger;
-use serde_json::Value;
-use tokio_postgres::{AsyncMessage, NoTls};
+use tokio_postgres::NoTls;
 
 use super::harness::{
     Authority, Fault, Folder, Origin, Policy, PostgresServer, RedisServer, Relay, Sidecar, two, until,
@@ -23,13 +22,13 @@ const USERS: &str = "create table users (id text primary key, name text, team te
 insert into users select number, 'name', 'a' from generate_series(1, 5000) as number;";
 
 /// A Postgres with a table whose trigger notifies, and the file with its URL.
-struct Shop {
+pub(crate) struct Shop {
     server: PostgresServer,
     folder: Folder,
 }
 
 impl Shop {
-    async fn open(trigger: &Trigger) -> Self {
+    pub(crate) async fn open(trigger: &Trigger) -> Self {
         let server = PostgresServer::start(&Authority::new().certify("127.0.0.1")).await;
         let shop = Self { server, folder: Folder::new() };
         shop.reach_by(&shop.url());
@@ -40,7 +39,7 @@ impl Shop {
         shop
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         self.server.url("larder", PostgresServer::PASSWORD, "disable")
     }
 
@@ -65,7 +64,7 @@ impl Shop {
     }
 }
 
-fn trigger() -> Trigger {
+pub(crate) fn trigger() -> Trigger {
     Trigger {
         schema: "public".into(),
         table: "users".into(),
@@ -156,7 +155,8 @@ async fn pod_that_can_not_tell_redis_leaves_the_lock() {
     let [(one, to_one), (other, to_other)] = [head("one").await, head("other").await];
     let policy = shop.policy(&one);
     let a = Sidecar::start(&policy, origin.address).await;
-    let b = Sidecar::start(&policy.twin(&shop.spec(&other)), origin.address).await;
+    let twin = policy.twin(&shop.spec(&other));
+    let b = Sidecar::start(&twin, origin.address).await;
     let listens = |sidecar: &Sidecar| sidecar.logged("listening for notifications").is_some();
     until("a listener", async || (listens(&a) || listens(&b)).then_some(())).await;
     let (stays, relay) = if listens(&a) { (b, to_one) } else { (a, to_other) };
@@ -165,6 +165,62 @@ async fn pod_that_can_not_tell_redis_leaves_the_lock() {
     shop.server.run("update users set name = 'other' where id = '1'").await;
     until_new(&stays, "/users/1", &old).await;
     until("the other listens", async || listens(&stays).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lock_of_a_listener_that_is_gone_without_a_word_is_free_soon() {
+    let shop = Shop::open(&trigger()).await;
+    let relay = Relay::to(([127, 0, 0, 1], shop.server.port).into()).await;
+    let folder = Folder::new();
+    let file = |folder: &Folder| folder.join("url").display().to_string();
+    let by_relay = shop.url().replace(&shop.server.port.to_string(), &relay.port.to_string());
+    fs::write(file(&folder), by_relay).unwrap();
+    let origin = Origin::numbered(&[]).await;
+    let policy = shop.policy(REDIS);
+    let spec = shop.spec(REDIS).replace(&file(&shop.folder), &file(&folder));
+    let twin = policy.twin(&spec);
+    let gone = Sidecar::start(&twin, origin.address).await;
+    until("a listener", async || gone.logged("listening for notifications")).await;
+    let stays = Sidecar::start(&policy, origin.address).await;
+    let old = stored(&stays, "/users/1").await;
+    // The server learns nothing of its client's end.
+    relay.suffer(Fault::Parted);
+    gone.last_error("notifications/db").await;
+    shop.server
+        .run("alter table users disable trigger all; update users set name = 'unheard' where id = '1'")
+        .await;
+    until_new(&stays, "/users/1", &old).await;
+    until("another listener", async || stays.logged("listening for notifications")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn notification_received_before_a_connection_ends_purges() {
+    let shop = Shop::open(&trigger()).await;
+    let relay = Relay::to(([127, 0, 0, 1], shop.server.port).into()).await;
+    shop.reach_by(&shop.url().replace(&shop.server.port.to_string(), &relay.port.to_string()));
+    let origin = Origin::numbered(&[]).await;
+    let policy = shop.policy("");
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let (admin, connection) = tokio_postgres::connect(&shop.url(), NoTls).await.unwrap();
+    tokio::spawn(connection);
+    for _ in 0..3 {
+        let [old, kept] = [stored(&sidecar, "/users/1").await, stored(&sidecar, "/users/2").await];
+        relay.suffer(Fault::Silent);
+        for statement in [
+            "alter role larder nologin",
+            "update users set name = 'last' where id = '1'",
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'larder-feed'",
+        ] {
+            admin.batch_execute(statement).await.unwrap();
+            // A server process that is to end does so before it notifies.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        relay.suffer(Fault::Nothing);
+        until_new(&sidecar, "/users/1", &old).await;
+        assert_eq!(sidecar.get("/users/2").await.body, kept, "listening has not begun again");
+        admin.batch_execute("alter role larder login").await.unwrap();
+        until_new(&sidecar, "/users/2", &kept).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -254,68 +310,4 @@ async fn flood_of_notifications_loses_nothing() {
     shop.server.run("update users set name = 'x' where id = '5'").await;
     until_new(&sidecar, "/users/5", &old).await;
     sidecar.until_tiers_are("up").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn trigger_names_rows_before_and_after_in_payloads_that_postgres_takes() {
-    let trigger = Trigger {
-        tags: vec!["user:{id}".into(), "it's a \"team\\\":{team}".into()],
-        paths: vec!["/api/users/{id}".into()],
-        prefixes: vec!["/teams/{team}".into()],
-        soft: true,
-        ..trigger()
-    };
-    let shop = Shop::open(&trigger).await;
-    let (client, mut connection) = tokio_postgres::connect(&shop.url(), NoTls).await.unwrap();
-    let (sender, mut payloads) = tokio::sync::mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
-            if let AsyncMessage::Notification(notification) = message {
-                sender.send(notification.payload().to_owned()).unwrap();
-            }
-        }
-    });
-    client.batch_execute("listen shop").await.unwrap();
-    let mut names = async |write: &str| {
-        client.batch_execute(write).await.unwrap();
-        client.batch_execute("").await.unwrap();
-        let mut found = BTreeSet::new();
-        while let Ok(payload) = payloads.try_recv() {
-            assert!(payload.len() < 8_000);
-            let payload: Value = serde_json::from_str(&payload).unwrap();
-            assert_eq!(payload["soft"], true);
-            for kind in ["tags", "paths", "prefixes"] {
-                let names = payload[kind].as_array().into_iter().flatten();
-                found.extend(names.map(|name| format!("{kind} {}", name.as_str().unwrap())));
-            }
-            found.extend((payload["everything"] == true).then(|| "everything".to_owned()));
-        }
-        found.into_iter().collect::<Vec<_>>()
-    };
-    assert_eq!(
-        names("update users set team = 'b/ü' where id = '1'").await,
-        [
-            "paths /api/users/1",
-            "prefixes /teams/%622f%c3%bc".replace("%622f", "%62%2f").as_str(),
-            "prefixes /teams/a",
-            "tags it's a \"team\\\":%62%2f%c3%bc",
-            "tags it's a \"team\\\":a",
-            "tags user:1",
-        ]
-    );
-    assert_eq!(
-        names("insert into users (id) values ('new')").await,
-        ["paths /api/users/new", "tags user:new"],
-        "no name has a value that is missing"
-    );
-    assert_eq!(names("update users set name = 'x' where id = 'none'").await, [""; 0]);
-    assert_eq!(
-        names("update users set name = 'y' where id in (select n::text from generate_series(1, 400) as n)")
-            .await
-            .len(),
-        804
-    );
-    assert_eq!(names("update users set name = 'z' where id <> 'new'").await, ["everything"], "too many rows");
-    assert_eq!(names("insert into users values (repeat('x', 5000), 'long')").await, ["everything"]);
-    assert_eq!(names("truncate users").await, ["everything"]);
 }

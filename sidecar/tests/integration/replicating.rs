@@ -130,6 +130,22 @@ async fn write_by_anyone_purges_names_of_its_rows_in_every_sidecar() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn text_of_values_does_not_depend_on_settings_of_the_role() {
+    let shop = Shop::open(&USERS.replace("team text", "team float8").replace("'a'", "1 / 3.0::float8")).await;
+    shop.server
+        .run("alter role larder set extra_float_digits = -5; alter role larder set datestyle = 'SQL, DMY'")
+        .await;
+    let origin = Origin::numbered(&[]).await;
+    let policy = shop.policy("");
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let team = format!("/teams/{}", 1.0 / 3.0);
+    let [old, other] = [stored(&sidecar, &team).await, stored(&sidecar, "/teams/1").await];
+    shop.server.run("update users set name = 'other' where id = '1'").await;
+    until_new(&sidecar, &team, &old).await;
+    assert_eq!(sidecar.get("/teams/1").await.body, other);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_sidecar_reads_another_takes_over_and_no_slot_stays() {
     let shop = Shop::open(USERS).await;
     let origin = Origin::numbered(&[]).await;

@@ -34,7 +34,7 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{blames_certificate, no_connection, pools::Primary};
+use super::{blames_certificate, no_connection, pools::Primary, session::BOUNDS};
 
 const DEFAULT_PORT: u16 = 5432;
 
@@ -43,6 +43,10 @@ const MAX_MESSAGE: i32 = 256 << 20;
 
 /// Start of Postgres' time, 2000-01-01, in seconds of Unix time.
 const EPOCH: Duration = Duration::from_secs(946_684_800);
+
+/// Settings that the text of values depends on, as triggers have them ([`larder_policy::trigger`]): a role or a database may have others.
+const TEXT_OF_VALUES: &str = "-c datestyle=ISO,YMD -c intervalstyle=postgres -c timezone=UTC -c lc_monetary=C \
+                              -c bytea_output=hex -c extra_float_digits=3";
 
 /// Tag of the message that begins a stream in both directions.
 const COPY_BOTH: u8 = b'W';
@@ -102,6 +106,7 @@ impl Replication {
         replication.begin(config).await?;
         let is_standby = replication.query("select pg_is_in_recovery()").await?;
         ensure!(is_standby.as_deref() == Some("f"), "the server is a standby: name the primary in the URL");
+        replication.query(BOUNDS).await?;
         Ok(replication)
     }
 
@@ -109,7 +114,7 @@ impl Replication {
     async fn begin(&mut self, config: &Config) -> anyhow::Result<()> {
         let user = config.get_user().context("the URL names no user")?;
         let theirs = config.get_options().unwrap_or_default();
-        let options = format!("{theirs} -c statement_timeout=0 -c datestyle=ISO -c intervalstyle=postgres");
+        let options = format!("{theirs} -c statement_timeout=0 {TEXT_OF_VALUES}");
         let parameters = [
             ("client_encoding", "UTF8"),
             ("user", user),

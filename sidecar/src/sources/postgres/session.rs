@@ -1,14 +1,16 @@
 //! A connection to Postgres that goes on: it listens, holds locks, and shows what others see.
 //!
 //! # Guarantees
-//! - A notification that was received and is not in [`Session::next`] yet is never dropped silently: the session ends instead.
+//! - A notification that was received is never dropped silently: if more come than can wait, the session ends, with [`Overflow`].
+//! - What came before the session ended can still be had.
+//! - The server ends the session, and with it its locks, some seconds after it last heard of this process ([`BOUNDS`]).
 
 use std::{future::poll_fn, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::mpsc::{self, error::TrySendError},
+    sync::mpsc::{self, OwnedPermit},
     time::timeout,
 };
 use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Row, error::SqlState, types::ToSql};
@@ -23,11 +25,18 @@ const MAX_WAITING: usize = 10_000;
 /// Maximum number of notifications that are handled together.
 const MAX_TOGETHER: usize = 256;
 
-/// A connection to the primary.
+/// Sets the time after which the server takes a client for dead, as far as the server's version knows these settings: idle sessions for a
+/// process that is frozen or cut off, the others for a host that is gone while the server sends or is silent.
+pub(super) const BOUNDS: &str = "select set_config(name, bound, false) from pg_settings join (values
+  ('idle_session_timeout', '5s'), ('tcp_user_timeout', '5s'),
+  ('tcp_keepalives_idle', '2s'), ('tcp_keepalives_interval', '1s'), ('tcp_keepalives_count', '3')
+) as bounds (name, bound) using (name)";
+
+/// A connection to the primary. It must be used each second ([`BOUNDS`]).
 #[derive(Debug)]
 pub struct Session {
     client: Client,
-    payloads: mpsc::Receiver<anyhow::Result<String>>,
+    inbox: Inbox,
     secrets: Secrets,
     limit: Duration,
     _connection: AbortOnDropHandle<()>,
@@ -38,7 +47,7 @@ impl Session {
     pub(super) async fn open(primary: Primary) -> anyhow::Result<Self> {
         let Primary { secrets, config, tls } = primary;
         let limit = config.get_connect_timeout().copied().unwrap_or(Duration::from_secs(2));
-        let (sender, payloads) = mpsc::channel(MAX_WAITING);
+        let (sender, inbox) = inbox();
         let opened = match tls {
             None => {
                 config.connect(NoTls).await.map(|(client, connection)| (client, spawn(connection, sender)))
@@ -55,7 +64,9 @@ impl Session {
             }
             .context(context)
         })?;
-        Ok(Self { client, payloads, secrets, limit, _connection: connection })
+        let session = Self { client, inbox, secrets, limit, _connection: connection };
+        session.within(session.client.batch_execute(BOUNDS)).await?;
+        Ok(session)
     }
 
     pub(super) const fn secrets(&self) -> &Secrets {
@@ -101,11 +112,15 @@ impl Session {
     /// # Errors
     /// If the session has ended, or if more came than could be handled.
     pub async fn next(&mut self) -> anyhow::Result<Vec<String>> {
-        let mut received = Vec::new();
-        if self.payloads.recv_many(&mut received, MAX_TOGETHER).await == 0 {
-            bail!("postgres closed the connection");
-        }
-        received.into_iter().collect()
+        self.inbox.next().await
+    }
+
+    /// Returns the payloads of notifications that have come, without waiting; none if there are no more.
+    ///
+    /// # Errors
+    /// As those of [`Self::next`].
+    pub fn arrived(&mut self) -> anyhow::Result<Vec<String>> {
+        self.inbox.arrived()
     }
 
     async fn within<T>(
@@ -122,30 +137,121 @@ impl Session {
     }
 }
 
+/// More notifications came than could be handled.
+#[derive(Debug, thiserror::Error)]
+#[error("more notifications came than could be handled")]
+pub struct Overflow;
+
+/// Payloads that were received, and the reason that no more follow.
+#[derive(Debug)]
+struct Inbox {
+    received: mpsc::Receiver<anyhow::Result<String>>,
+    /// The reason, until it was told.
+    end: Option<anyhow::Error>,
+}
+
+/// The other end of an [`Inbox`].
+#[derive(Debug)]
+struct Outbox {
+    payloads: mpsc::Sender<anyhow::Result<String>>,
+    /// Room for the last word, however many payloads wait.
+    end: OwnedPermit<anyhow::Result<String>>,
+}
+
+fn inbox() -> (Outbox, Inbox) {
+    let (payloads, received) = mpsc::channel(MAX_WAITING + 1);
+    let end = payloads.clone().try_reserve_owned().expect("a new channel has room");
+    (Outbox { payloads, end }, Inbox { received, end: None })
+}
+
+impl Inbox {
+    async fn next(&mut self) -> anyhow::Result<Vec<String>> {
+        let mut received = Vec::new();
+        if self.end.is_none() && self.received.recv_many(&mut received, MAX_TOGETHER).await == 0 {
+            bail!("postgres closed the connection");
+        }
+        self.payloads(received)
+    }
+
+    fn arrived(&mut self) -> anyhow::Result<Vec<String>> {
+        let received = std::iter::from_fn(|| self.received.try_recv().ok()).take(MAX_TOGETHER).collect();
+        self.payloads(received)
+    }
+
+    /// Returns payloads before the reason that no more follow.
+    fn payloads(&mut self, received: Vec<anyhow::Result<String>>) -> anyhow::Result<Vec<String>> {
+        let mut payloads = Vec::with_capacity(received.len());
+        for one in received {
+            match one {
+                Ok(payload) => payloads.push(payload),
+                Err(error) => self.end = Some(error),
+            }
+        }
+        if payloads.is_empty() { self.end.take().map_or(Ok(payloads), Err) } else { Ok(payloads) }
+    }
+}
+
 /// Drives a connection, and passes on what it is notified of.
-fn spawn<S, T>(
-    mut connection: Connection<S, T>,
-    sender: mpsc::Sender<anyhow::Result<String>>,
-) -> AbortOnDropHandle<()>
+fn spawn<S, T>(mut connection: Connection<S, T>, outbox: Outbox) -> AbortOnDropHandle<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     AbortOnDropHandle::new(tokio::spawn(async move {
+        let Outbox { payloads, end } = outbox;
         while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
-            let passed_on = match message {
+            match message {
                 Ok(AsyncMessage::Notification(notification)) => {
-                    sender.try_send(Ok(notification.payload().to_owned()))
+                    if payloads.try_send(Ok(notification.payload().to_owned())).is_err() {
+                        end.send(Err(Overflow.into()));
+                        return;
+                    }
                 }
-                Ok(_) => Ok(()),
+                Ok(_) => {}
                 Err(error) => {
                     let error = if error.code().is_some() { anyhow!(reason(&error)) } else { error.into() };
-                    sender.try_send(Err(error))
+                    end.send(Err(error));
+                    return;
                 }
-            };
-            if let Err(TrySendError::Full(_) | TrySendError::Closed(_)) = passed_on {
-                return;
             }
         }
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn payloads_come_before_the_reason_that_no_more_follow() {
+        let (outbox, mut inbox) = inbox();
+        for payload in ["a", "b"] {
+            outbox.payloads.try_send(Ok(payload.to_owned())).unwrap();
+        }
+        outbox.end.send(Err(anyhow!("the end")));
+        drop(outbox.payloads);
+        assert_eq!(inbox.next().await.unwrap(), ["a", "b"]);
+        assert_eq!(inbox.next().await.unwrap_err().to_string(), "the end");
+        assert_eq!(inbox.next().await.unwrap_err().to_string(), "postgres closed the connection");
+        assert!(inbox.arrived().unwrap().is_empty());
+    }
+
+    #[test]
+    fn overflow_is_told_behind_all_payloads() {
+        let (outbox, mut inbox) = inbox();
+        let mut sent = 0;
+        while outbox.payloads.try_send(Ok(sent.to_string())).is_ok() {
+            sent += 1;
+        }
+        outbox.end.send(Err(Overflow.into()));
+        assert_eq!(sent, MAX_WAITING);
+        let mut got = 0;
+        let error = loop {
+            match inbox.arrived() {
+                Ok(payloads) => got += payloads.len(),
+                Err(error) => break error,
+            }
+        };
+        assert!(error.is::<Overflow>() && got == sent);
+    }
 }
