@@ -8,6 +8,8 @@ use std::cmp::Ordering;
 
 use percent_encoding::percent_decode;
 
+use crate::path::decode_fully;
+
 /// Returns true if an application might read `name` as one that `pattern` matches; a `*` at the pattern's end stands
 /// for any rest.
 pub(crate) fn could_be(name: &[u8], pattern: &str) -> bool {
@@ -80,6 +82,17 @@ pub(crate) fn value_could_be(value: &[u8], wanted: &str) -> bool {
     let bare = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
     let decoded = || percent_decode(bare).map(|byte| if byte == b'+' { b' ' } else { byte });
     wanted == "*" || value == wanted.as_bytes() || bare == wanted.as_bytes() || decoded().eq(wanted.bytes())
+}
+
+/// Returns true if a lenient application might read a value, as it was sent, as `wanted`: in any case, decoded as often as it
+/// goes, quoted, between blanks; or if what an application reads is unpredictable.
+pub(crate) fn value_could_loosely_be(value: &[u8], wanted: &str) -> bool {
+    let Ok(text) = str::from_utf8(value) else { return true };
+    let decoded = decode_fully(text).replace('+', " ");
+    let is_filler = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'');
+    let trimmed = decoded.trim_matches(is_filler);
+    let wanted = wanted.replace('+', " ");
+    is_odd(value) || trimmed.to_lowercase() == wanted.trim_matches(is_filler).to_lowercase()
 }
 
 /// Splits a query into its pairs, at each `&`.

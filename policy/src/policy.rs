@@ -4,6 +4,7 @@ mod check;
 mod forwarded;
 mod hosts;
 mod index;
+mod passing;
 mod route;
 #[cfg(test)]
 mod tests;
@@ -29,7 +30,7 @@ use crate::{
 const MAX_OBJECT_SIZE: ByteSize = ByteSize(256 << 20);
 
 /// Identifies the derivation of purge names: responses with names of another derivation are found by no purge.
-const PURGE_NAMES: &[u8] = b"folded keys, prefixes\n";
+const PURGE_NAMES: &[u8] = b"folded keys, prefixes, merged slashes\n";
 
 /// Larder's own targeted header (RFC 9213).
 const OWN_TARGET: HeaderName = HeaderName::from_static("larder-cache-control");
@@ -62,7 +63,10 @@ pub struct Policy {
     /// True if responses of the application may purge (`Larder-Purge`).
     pub obeys_responses: bool,
     routes: Vec<Arc<Route>>,
+    /// Routes that store.
     index: RouteIndex,
+    /// Routes that pass, by readings of paths; `None` if there are none.
+    passing: Option<RouteIndex>,
     readings: RouteIndex,
     matches_hosts: bool,
     writes: Vec<WriteRule>,
@@ -115,6 +119,7 @@ impl Policy {
             notifications: None,
             obeys_responses: false,
             index: RouteIndex::of_paths(routes.iter()),
+            passing: None,
             readings: RouteIndex::of_readings(routes.iter()),
             matches_hosts: false,
             routes: routes.into_iter().map(Arc::new).collect(),
@@ -228,7 +233,8 @@ impl Policy {
                 .unwrap_or_default(),
             notifications,
             obeys_responses: invalidation.as_ref().is_some_and(|invalidation| invalidation.from_responses),
-            index: RouteIndex::of_paths(routes.iter()),
+            index: RouteIndex::of_paths(routes.iter().filter(|route| !route.passes)),
+            passing: passing::index(&routes),
             readings: RouteIndex::of_readings(routes.iter()),
             matches_hosts: routes.iter().any(|route| route.host.is_some()),
             removed_headers: removed_headers(&routes),
@@ -253,9 +259,10 @@ impl Policy {
     /// Returns the routes that no request reaches, each with an earlier route that takes all of its requests.
     pub fn unreachable_routes(&self) -> Vec<(&Arc<Route>, &Arc<Route>)> {
         let numbered = (0..).zip(&self.routes);
+        let index = RouteIndex::of_paths(self.routes.iter().map(AsRef::as_ref));
         let hidden = numbered.filter_map(|(number, route)| {
             let takes_all = |earlier: u32| self.routes[earlier as usize].takes_all_of(route);
-            let earlier = self.index.first_wider(route.path.as_ref()?, number, takes_all)?;
+            let earlier = index.first_wider(route.path.as_ref()?, number, takes_all)?;
             Some((route, &self.routes[earlier as usize]))
         });
         hidden.collect()
@@ -282,6 +289,7 @@ impl Policy {
             obeys_responses,
             routes,
             index: _,
+            passing: _,
             readings: _,
             matches_hosts: _,
             writes,
@@ -317,7 +325,8 @@ impl Policy {
     }
 
     /// Returns the first route that matches, if the request's path is unambiguous. A route that never involves the
-    /// application accepts an ambiguous path too: its sources receive the values of parameters, which are unambiguous.
+    /// application accepts an ambiguous path too: its sources receive the values of parameters, which are unambiguous. A
+    /// route that passes takes a request if any application may read it as one of its own.
     pub fn route(&self, line: &RequestLine<'_>, fields: &(impl Fields + ?Sized)) -> Option<Match<'_>> {
         let path = line.path;
         let hosts = self.matches_hosts.then(|| NamedHosts::of(line.uri_host, fields));
@@ -326,8 +335,15 @@ impl Policy {
         let number = self.index.first(text, has_escapes, |number| {
             let route = &self.routes[number as usize];
             route.takes(line, hosts.as_ref(), fields) && (!has_escapes || route.decodes(text))
-        })?;
-        let route = &self.routes[number as usize];
+        });
+        if let Some(passing) = &self.passing {
+            let may_take = |number: u32| self.routes[number as usize].may_take(line, fields);
+            let earlier = passing.first_of_readings(path.as_sent(), number.unwrap_or(u32::MAX), may_take);
+            if let Some(number) = earlier {
+                return Some(Match { route: &self.routes[number as usize] });
+            }
+        }
+        let route = &self.routes[number? as usize];
         (!path.is_ambiguous() || !route.asks_application).then_some(Match { route })
     }
 

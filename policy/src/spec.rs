@@ -9,6 +9,7 @@ mod changes;
 mod invalidation;
 mod key;
 mod notifications;
+mod pass;
 mod route;
 mod source;
 mod tags;
@@ -20,6 +21,7 @@ use serde_json::{Value, json};
 
 use crate::Duration;
 
+pub(crate) use self::tags::NOT_TAGS;
 pub use self::{
     changes::{Changes, RowPurge, TableChanges},
     invalidation::{Invalidation, OnPurgeFailure, OnWrite, PurgeSpec, UnseenWrites, WriteMatch},

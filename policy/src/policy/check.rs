@@ -6,10 +6,7 @@ mod tiers;
 
 use std::{collections::BTreeSet, time};
 
-use http::{
-    HeaderName, Method,
-    header::{self, CACHE_CONTROL},
-};
+use http::{HeaderName, Method, header::CACHE_CONTROL};
 
 use super::{FieldError, OWN_TARGET, Policy, Route};
 use crate::{
@@ -20,30 +17,6 @@ use crate::{
     template::placeholders,
     writing::{is_safe, no_parameter},
 };
-
-/// Response headers that clients and caches need, so that none of them is for tags.
-const NOT_TAGS: [HeaderName; 20] = [
-    header::AGE,
-    header::CACHE_CONTROL,
-    header::CACHE_STATUS,
-    header::CONNECTION,
-    header::CONTENT_ENCODING,
-    header::CONTENT_LENGTH,
-    header::CONTENT_LOCATION,
-    header::CONTENT_RANGE,
-    header::CONTENT_TYPE,
-    header::DATE,
-    header::ETAG,
-    header::EXPIRES,
-    header::LAST_MODIFIED,
-    header::LOCATION,
-    header::SET_COOKIE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::VARY,
-    header::VIA,
-];
 
 /// Collects errors.
 #[derive(Default)]
@@ -125,6 +98,7 @@ impl Check {
         }
         let reads = |route: &&Route| {
             route.methods.contains(&Method::POST)
+                && !route.passes
                 && !route.tells_by_fields()
                 && route
                     .paths()
@@ -163,7 +137,7 @@ impl Check {
         let mut names = Vec::with_capacity(headers.len());
         for (index, name) in headers.iter().enumerate() {
             let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else { continue };
-            if NOT_TAGS.contains(&name) {
+            if spec::NOT_TAGS.contains(&name.as_str()) {
                 let message =
                     format!("{name} has a meaning of its own: list headers for tags, such as Surrogate-Key");
                 self.refuse(&format!("{at}[{index}]"), message);

@@ -2,7 +2,7 @@
 
 use http::header::HOST;
 
-use crate::{Fields, key::all_forwarded_hosts};
+use crate::{Fields, key::all_forwarded_hosts, names::is_alike};
 
 /// A host name in lower case, without a port: exact, or with `*.` for one or more labels before it, as in Gateway API.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +76,30 @@ impl<'a> NamedHosts<'a> {
             && (!self.has_others
                 || own_lines().chain(forwarded()).all(fits) && all_forwarded_hosts(fields, fits))
     }
+}
+
+/// Returns true if a pattern may stand for the host of a request to some application: for any that the request names, in a
+/// field that CGI reads as one of a host as well. A request that names no host, or one that is not understood, may be for any.
+pub(super) fn any_may_fit(
+    pattern: &HostPattern,
+    uri_host: Option<&str>,
+    fields: &(impl Fields + ?Sized),
+) -> bool {
+    let may_fit = |host: &[u8]| {
+        let name = host.trim_ascii().split(|byte| *byte == b':').next().unwrap_or_default();
+        let name = name.strip_suffix(b".").unwrap_or(name);
+        name.is_empty() || pattern.fits(name)
+    };
+    let mut names_one = uri_host.is_some();
+    let mut in_field = |(name, value): (&[u8], &[u8])| {
+        let names = name.eq_ignore_ascii_case(HOST.as_str().as_bytes()) || is_alike(name, FORWARDED_HOST);
+        names_one |= names;
+        names && value.split(|byte| *byte == b',').any(may_fit)
+    };
+    uri_host.is_some_and(|host| may_fit(host.as_bytes()))
+        || fields.lines().any(&mut in_field)
+        || !all_forwarded_hosts(fields, |host| !may_fit(host))
+        || !names_one
 }
 
 const FORWARDED_HOST: &str = "x-forwarded-host";

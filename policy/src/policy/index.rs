@@ -113,7 +113,7 @@ impl RouteIndex {
     /// Indexes routes by the paths of requests.
     pub(super) fn of_paths<'a>(routes: impl Iterator<Item = &'a Route>) -> Self {
         let mut index = Self::new(false);
-        for (number, route) in (0..).zip(routes) {
+        for (number, route) in routes.map(numbered) {
             for path in route.paths() {
                 index.insert(number, path, route.ignores_case);
             }
@@ -125,7 +125,7 @@ impl RouteIndex {
     /// Indexes routes by the readings of paths ([`Readings`]).
     pub(super) fn of_readings<'a>(routes: impl Iterator<Item = &'a Route>) -> Self {
         let mut index = Self::new(true);
-        for (number, route) in (0..).zip(routes) {
+        for (number, route) in routes.map(numbered) {
             match &route.path {
                 Some(path) => index.insert(number, path, false),
                 None => index.anywhere.push(number),
@@ -175,23 +175,27 @@ impl RouteIndex {
 
     /// Returns true if the path of a route covers a reading of a path, as it was sent.
     pub(super) fn covers(&self, path: &str) -> bool {
-        if !self.anywhere.is_empty() {
-            return true;
-        }
-        if let Some(path) = only_reading(path) {
-            return self.covers_reading(path.split('/').filter(|segment| !segment.is_empty()));
-        }
-        Readings::of(path).iter().any(|reading| {
-            let folded: Vec<_> = reading.iter().map(|segment| fold(segment)).collect();
-            self.covers_reading(folded.iter().map(AsRef::as_ref))
-        })
+        !self.anywhere.is_empty() || self.first_of_readings(path, u32::MAX, |_| true).is_some()
     }
 
-    /// Returns true if the path of a route covers these segments, which are folded.
-    fn covers_reading<'a>(&self, segments: impl Iterator<Item = &'a str> + Clone) -> bool {
-        let mut search = Search { fits: |_| true, found: u32::MAX };
-        search.visit(self, 0, segments.map(Step::Text));
-        search.result(u32::MAX).is_some()
+    /// Returns the first route before `bound` whose path covers a reading of a path, as it was sent, and that fits otherwise.
+    pub(super) fn first_of_readings(
+        &self,
+        path: &str,
+        bound: u32,
+        fits: impl FnMut(u32) -> bool,
+    ) -> Option<u32> {
+        let mut search = Search { fits, found: bound };
+        if let Some(path) = only_reading(path) {
+            let segments = path.split('/').filter(|segment| !segment.is_empty());
+            search.visit(self, 0, segments.map(Step::Text));
+            return search.result(bound);
+        }
+        for reading in Readings::of(path).iter() {
+            let folded: Vec<_> = reading.iter().map(|segment| fold(segment)).collect();
+            search.visit(self, 0, folded.iter().map(|segment| Step::Text(segment)));
+        }
+        search.result(bound)
     }
 
     /// Returns the first route before `bound` whose path covers every path of a template, and that fits otherwise.
@@ -210,6 +214,11 @@ impl RouteIndex {
         search.visit(self, 0, steps);
         search.result(bound)
     }
+}
+
+/// Returns a route and its number.
+fn numbered(route: &Route) -> (u32, &Route) {
+    (u32::try_from(route.index).expect("a policy has fewer routes"), route)
 }
 
 impl<F: FnMut(u32) -> bool> Search<F> {

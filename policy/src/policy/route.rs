@@ -205,6 +205,9 @@ impl Route {
 
     /// Returns true if the paths of the route have every spelling that the main path of another has.
     fn spells_all_of(&self, other: &Self) -> bool {
+        if self.passes {
+            return true;
+        }
         let has_cases = self.ignores_case || !self.path.as_ref().is_some_and(PathTemplate::has_literals);
         let has_slashes =
             self.other_path.is_some() || self.path.as_ref().is_some_and(PathTemplate::matches_all);
@@ -246,11 +249,20 @@ impl Route {
             other.query.iter().any(|(known, wanted)| known == name && (wanted == value || value == "*"))
         };
         let has_host = |pattern: &HostPattern| other.host.as_ref().is_some_and(|other| pattern.covers(other));
+        // A write passes without a route, too: one that passes reads and writes is there for the reads.
+        let is_for_reads = other.passes && other.methods.contains(&Method::GET);
+        let has_method =
+            |method: &Method| self.methods.contains(method) || is_for_reads && *method == Method::POST;
         self.spells_all_of(other)
-            && other.methods.iter().all(|method| self.methods.contains(method))
+            && other.methods.iter().all(has_method)
             && self.host.as_ref().is_none_or(has_host)
             && self.headers.iter().all(is_wanted)
             && self.query.iter().all(is_wanted_in_query)
+    }
+
+    /// Returns true if no request of the route is looked up or stored.
+    pub fn passes(&self) -> bool {
+        self.passes
     }
 
     /// Returns true if the route takes a request for its header fields or its query, and not for its path alone.
@@ -312,12 +324,33 @@ impl Route {
         } else {
             self.parameters(&NormalPath::new(path))
         };
-        self.tags.iter().map(move |tag| PurgeName::tag(&expand(tag, &parameters)))
+        self.tag_texts(parameters).map(|tag| PurgeName::tag(&tag))
     }
 
-    /// Returns the tags of a response, with the parameters' values inserted.
-    pub fn tag_texts(&self, parameters: &Parameters<'_>) -> impl Iterator<Item = String> {
-        self.tags.iter().map(|tag| expand(tag, parameters))
+    /// Returns the tags of a response, with the parameters' values inserted: as they were sent, and where the rest of the path has
+    /// empty segments, without those, because servers merge slashes and ignore one at the end.
+    pub fn tag_texts(&self, parameters: Parameters<'_>) -> impl Iterator<Item = String> {
+        let merged = self.merged(&parameters);
+        self.tags.iter().flat_map(move |tag| {
+            let text = expand(tag, &parameters);
+            let other = merged.as_ref().map(|merged| expand(tag, merged)).filter(|other| *other != text);
+            [Some(text), other].into_iter().flatten()
+        })
+    }
+
+    /// Returns the values of parameters with the empty segments taken out of the rest of the path; `None` if it has none.
+    fn merged<'a>(&self, parameters: &Parameters<'a>) -> Option<Parameters<'a>> {
+        let name = self.path.as_ref()?.rest()?;
+        let (_, rest) = parameters.iter().find(|(known, _)| *known == name)?;
+        let segments: Vec<_> = rest.split('/').filter(|segment| !segment.is_empty()).collect();
+        let merged = segments.join("/");
+        let with_merged = || {
+            let value = |(known, value): &(&'a str, String)| {
+                (*known, if *known == name { merged.clone() } else { value.clone() })
+            };
+            parameters.iter().map(value).collect()
+        };
+        (merged != *rest).then(with_merged)
     }
 
     /// Returns everything that decides which requests share a response and how it is purged, as text.

@@ -8,6 +8,7 @@ use crate::{HeaderKinds, Key, Lifetimes, NormalPath, Writing, key::KeyParts, spe
 mod errors;
 mod lifetimes;
 mod matching;
+mod passing;
 mod values;
 
 const SHOP: &str = r#"

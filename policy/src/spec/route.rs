@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{FromSpec, KeySpec, TagsFrom, rule};
+use super::{FromSpec, KeySpec, TagsFrom, pass, rule};
 use crate::{Duration, PathTemplate, StatusPattern};
 
 /// Requests that are cached in the same way.
@@ -21,7 +21,7 @@ use crate::{Duration, PathTemplate, StatusPattern};
         "message": "grace applies where staleWhileRevalidate or staleIfError is not set, and both are: take one of the three out",
     },
     {
-        "rule": "!has(self.pass) || !self.pass || !(has(self.ttl) || has(self.maxTTL) || has(self.statuses) || has(self.grace) || has(self.staleWhileRevalidate) || has(self.staleIfError) || has(self.storeDespite) || has(self.bypass) || has(self.key) || has(self.tags) || has(self.from) || has(self.ttlFrom) || has(self.l1TTL) || has(self.l2TTL) || has(self.lastKnownGood))",
+        "rule": pass::rule(),
         "message": "pass: true stores nothing: take it out, or everything else but name and match",
     },
     {
@@ -49,7 +49,7 @@ use crate::{Duration, PathTemplate, StatusPattern};
         "message": "collapseTimeout must be longer than 0s: leave it out, or write one such as 5s",
     },
     {
-        "rule": "!has(self.match.methods) || !self.match.methods.exists(m, m == 'POST') || (has(self.key) && has(self.key.body))",
+        "rule": "!has(self.match.methods) || !self.match.methods.exists(m, m == 'POST') || (has(self.pass) && self.pass) || (has(self.key) && has(self.key.body))",
         "message": "responses to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out of match.methods",
     },
     {
@@ -95,7 +95,8 @@ pub struct RouteSpec {
     pub matches: RouteMatch,
 
     /// Sends the route's requests to the application without the cache, as those that no route matches. For a part of what a later route
-    /// takes, such as `/admin/{*path}` before `/{*path}`.
+    /// takes, such as `/admin/{*path}` before `/{*path}`. Takes every request that an application may read as one of the route's
+    /// (`//ADMIN/x`, a parameter given twice, a host in `X-Forwarded-Host` alone), with any method unless `match.methods` lists some.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pass: bool,
 
@@ -308,7 +309,7 @@ pub struct RouteMatch {
     #[schemars(extend("default" = "Exact"))]
     pub trailing_slash: TrailingSlash,
 
-    /// Methods: GET, HEAD, or POST where `key.body` is set. Default: GET and HEAD. Other methods pass through.
+    /// Methods: GET, HEAD, or POST where `key.body` is set or `pass` is true. Default: GET and HEAD. Other methods pass through.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 3))]
     pub methods: Vec<CacheableMethod>,

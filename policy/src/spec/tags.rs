@@ -3,7 +3,38 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{TOKEN, rule};
+use super::TOKEN;
+
+/// Response headers that clients and caches need, so that none of them is for tags, in lower case.
+pub(crate) const NOT_TAGS: [&str; 27] = [
+    "age",
+    "cache-control",
+    "cache-status",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-location",
+    "content-range",
+    "content-security-policy",
+    "content-type",
+    "date",
+    "etag",
+    "expires",
+    "keep-alive",
+    "larder-cache-control",
+    "larder-purge",
+    "last-modified",
+    "location",
+    "proxy-authenticate",
+    "set-cookie",
+    "strict-transport-security",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "vary",
+    "via",
+    "www-authenticate",
+];
 
 /// Response headers of the application, or of an HTTP source, that name tags.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -15,10 +46,16 @@ pub struct TagsFrom {
     #[schemars(
         length(min = 1, max = 8),
         inner(length(min = 1, max = 128)),
-        extend("x-kubernetes-list-type" = "atomic", "x-kubernetes-validations" = rule(
-            &format!("self.all(h, h.matches('{TOKEN}'))"),
-            "list names of headers, such as Surrogate-Key",
-        ))
+        extend("x-kubernetes-list-type" = "atomic", "x-kubernetes-validations" = [
+            {
+                "rule": format!("self.all(h, h.matches('{TOKEN}'))"),
+                "message": "list names of headers, such as Surrogate-Key",
+            },
+            {
+                "rule": format!("!self.exists(h, h.lowerAscii() in ['{}'])", NOT_TAGS.join("', '")),
+                "message": "some of these headers have a meaning of their own: list headers for tags, such as Surrogate-Key",
+            },
+        ])
     )]
     pub headers: Vec<String>,
 

@@ -103,8 +103,9 @@ pub(super) fn classify_fields<F: Fields>(snapshot: &Snapshot, request: Request<'
         return Disposition::End(EndsHere::Admin);
     }
     let found = snapshot.policy().route(&RequestLine { method, uri_host, path: &path, query }, fields);
+    let may_be_stored = found.is_some_and(|found| !found.route.passes());
     let protocol =
-        request.upgrade.filter(|protocol| is_taken_at_its_word(snapshot.policy(), protocol, found.is_some()));
+        request.upgrade.filter(|protocol| is_taken_at_its_word(snapshot.policy(), protocol, may_be_stored));
     if let Some(protocol) = protocol.as_ref().filter(|_| writing::is_safe(method)) {
         return Disposition::Upgrade(protocol.clone());
     }
@@ -112,7 +113,7 @@ pub(super) fn classify_fields<F: Fields>(snapshot: &Snapshot, request: Request<'
         return Disposition::End(EndsHere::MaxForwards);
     }
     if let Some(mut writing) = Writing::of(method, request.path, query, fields)
-        && (found.is_none() || writing.is_disguised())
+        && (!may_be_stored || writing.is_disguised())
     {
         snapshot.policy().read_head(&mut writing, query, fields);
         return Disposition::Write { writing, protocol };
@@ -150,13 +151,13 @@ pub(super) fn path_in_admin<'p>(policy: &Policy, path: &'p NormalPath<'_>) -> Op
     if rest.is_empty() { Some("/") } else { rest.starts_with('/').then_some(rest) }
 }
 
-/// Reports whether a request that asks for a protocol may change to it. A request of a route stays what it is whatever protocol
-/// it asks for: a server may ignore that (RFC 9110, section 7.8), and some clients ask with every request. WebSockets come on any
-/// path.
-fn is_taken_at_its_word(policy: &Policy, protocol: &HeaderValue, has_route: bool) -> bool {
+/// Reports whether a request that asks for a protocol may change to it. A request of a route that stores stays what it is whatever
+/// protocol it asks for: a server may ignore that (RFC 9110, section 7.8), and some clients ask with every request. WebSockets come
+/// on any path.
+fn is_taken_at_its_word(policy: &Policy, protocol: &HeaderValue, may_be_stored: bool) -> bool {
     let protocol = protocol.as_bytes();
     let in_passing = protocol.get(..4).is_some_and(|name| name.eq_ignore_ascii_case(b"TLS/"));
-    protocol.eq_ignore_ascii_case(b"websocket") || !has_route || policy.is_bare() && !in_passing
+    protocol.eq_ignore_ascii_case(b"websocket") || !may_be_stored || policy.is_bare() && !in_passing
 }
 
 /// Returns the reason why a request passes that no route takes.

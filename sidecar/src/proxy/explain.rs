@@ -100,7 +100,7 @@ pub fn explain(snapshot: &Arc<Snapshot>, target: Option<u16>, mut request: Reque
     let bypass = routed.bypass.or_else(|| is_too_long.then_some(Bypass::Content));
     explanation.route = Some(Arc::clone(route));
     explanation.passes = bypass.map(Forward::Bypass);
-    explanation.tags = route.tag_texts(&parameters).collect();
+    explanation.tags = route.tag_texts(parameters.clone()).collect();
     explanation.parameters = parameters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     let client = Client { address: Ipv4Addr::LOCALHOST.into(), handoff: None, work: None };
     let request = CacheRequest::new(snapshot, &routed, target, request, client);

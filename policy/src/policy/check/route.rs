@@ -53,6 +53,7 @@ impl Check {
         let ignores_slash = matches.trailing_slash == TrailingSlash::Ignore;
         let other_path = matches.path.with_other_slash().filter(|_| ignores_slash);
         let methods = match matches.methods.as_slice() {
+            [] if spec.pass => vec![Method::GET, Method::HEAD, Method::POST],
             [] => vec![Method::GET, Method::HEAD],
             some => some.iter().map(|method| method.as_method()).collect(),
         };
@@ -62,7 +63,8 @@ impl Check {
             host.as_str().clone_into(any);
         }
         matches.query.keys().for_each(|name| rules.add_matched_query(name));
-        let body_limit = self.key(&at, key.as_ref(), methods.contains(&Method::POST));
+        let stores_posts = methods.contains(&Method::POST) && !spec.pass;
+        let body_limit = self.key(&at, key.as_ref(), stores_posts);
         self.pass(&at, spec);
         let bypass = self.bypass(&format!("{at}.bypass"), bypass.as_ref());
         bypass.query.iter().for_each(|(name, _)| rules.add_query(name));
@@ -89,7 +91,7 @@ impl Check {
                 "a route with from needs a ttl: a row does not declare how long it is fresh",
             );
         }
-        if !from.is_empty() && methods.contains(&Method::POST) {
+        if !from.is_empty() && stores_posts {
             self.refuse(
                 &format!("{at}.from"),
                 "from selects responses by path and query only: take POST out of match.methods, or from out of the route",

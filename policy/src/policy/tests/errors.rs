@@ -215,6 +215,18 @@ fn headers_that_have_another_meaning_name_no_tags() {
         ("[]", "spec.routes[0].tagsFrom.headers: list names of headers"),
         ("[\"a b\"]", "spec.routes[0].tagsFrom.headers[0]: \"a b\" is not the name of a header"),
         ("[xkey, ETag]", "spec.routes[0].tagsFrom.headers[1]: etag has a meaning of its own"),
+        (
+            "[Strict-Transport-Security]",
+            "spec.routes[0].tagsFrom.headers[0]: strict-transport-security has a meaning of its own",
+        ),
+        (
+            "[WWW-Authenticate]",
+            "spec.routes[0].tagsFrom.headers[0]: www-authenticate has a meaning of its own",
+        ),
+        (
+            "[Larder-Cache-Control]",
+            "spec.routes[0].tagsFrom.headers[0]: larder-cache-control has a meaning of its own",
+        ),
         ("[Set-Cookie]", "spec.routes[0].tagsFrom.headers[0]: set-cookie has a meaning of its own"),
     ] {
         let problems = Policy::compile(&spec(&route(headers))).unwrap_err();
@@ -241,6 +253,10 @@ fn route_that_passes_says_nothing_of_stored_responses() {
         ", forwardHeaders: Keyed",
         ", tags: [a]",
         ", grace: 1h",
+        ", setCookie: Strip",
+        ", tagsFrom: {headers: [xkey]}",
+        ", envelope: true",
+        ", collapseTimeout: 1s",
         ", key: {ignoreHeaders: [cookie]}",
     ] {
         assert_eq!(

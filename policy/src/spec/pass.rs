@@ -1,0 +1,86 @@
+//! The rule on `pass: true`: nothing is said of stored responses where none are stored.
+
+/// Fields of a route that say something of stored responses.
+const FIELDS: [(&str, Unsaid); 25] = [
+    ("ttl", Unsaid::Absent),
+    ("maxTTL", Unsaid::Absent),
+    ("statuses", Unsaid::Empty),
+    ("staleWhileRevalidate", Unsaid::Absent),
+    ("staleIfError", Unsaid::Absent),
+    ("grace", Unsaid::Absent),
+    ("storeDespite", Unsaid::Empty),
+    ("setCookie", Unsaid::Default("Refuse")),
+    ("clientDirectives", Unsaid::Default("Ignore")),
+    ("bypass", Unsaid::Absent),
+    ("key", Unsaid::Absent),
+    ("forwardHeaders", Unsaid::Default("All")),
+    ("tags", Unsaid::Empty),
+    ("tagsFrom", Unsaid::Absent),
+    ("from", Unsaid::Empty),
+    ("ttlFrom", Unsaid::Absent),
+    ("ttlJitterPercent", Unsaid::Absent),
+    ("l1TTL", Unsaid::Absent),
+    ("l2TTL", Unsaid::Absent),
+    ("notFoundTTL", Unsaid::Absent),
+    ("earlyRefresh", Unsaid::Default("Never")),
+    ("lastKnownGood", Unsaid::Absent),
+    ("retryInterval", Unsaid::Absent),
+    ("collapseTimeout", Unsaid::Absent),
+    ("envelope", Unsaid::False),
+];
+
+/// Value of a field that says nothing. The API server fills in defaults, so that `has` alone does not tell.
+#[derive(Clone, Copy)]
+enum Unsaid {
+    Absent,
+    Empty,
+    False,
+    Default(&'static str),
+}
+
+/// Returns the rule in CEL.
+pub(super) fn rule() -> String {
+    let says = FIELDS.map(|(name, unsaid)| match unsaid {
+        Unsaid::Absent => format!("has(self.{name})"),
+        Unsaid::Empty => format!("(has(self.{name}) && size(self.{name}) > 0)"),
+        Unsaid::False => format!("(has(self.{name}) && self.{name})"),
+        Unsaid::Default(value) => format!("(has(self.{name}) && self.{name} != '{value}')"),
+    });
+    format!("!has(self.pass) || !self.pass || !({})", says.join(" || "))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::spec::RouteSpec;
+
+    #[test]
+    fn every_field_of_a_route_is_in_the_rule_with_its_default() {
+        let schema = schemars::schema_for!(RouteSpec);
+        let properties = schema.as_value()["properties"].as_object().unwrap();
+        let is_about_requests = |name: &str| ["name", "match", "pass"].contains(&name);
+        let mut expected: Vec<_> =
+            properties.keys().map(String::as_str).filter(|name| !is_about_requests(name)).collect();
+        let mut listed = FIELDS.map(|(name, _)| name);
+        expected.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(listed.as_slice(), expected);
+        for (name, unsaid) in FIELDS {
+            let default = match unsaid {
+                Unsaid::Absent => Value::Null,
+                Unsaid::Empty => json!([]),
+                Unsaid::False => json!(false),
+                Unsaid::Default(value) => json!(value),
+            };
+            let mut route = json!({"name": "a", "match": {"path": "/a"}, "pass": true});
+            if !default.is_null() {
+                route[name] = default;
+            }
+            let read: RouteSpec = serde_json::from_value(route).unwrap();
+            let written = serde_json::to_value(read).unwrap();
+            assert!(written.get(name).is_none(), "{name} at its default says nothing");
+        }
+    }
+}
