@@ -169,6 +169,8 @@ pub struct Http1Guard<IO, A: ImmediateResponder> {
     flushed: bool,
     /// True once the client has closed its side.
     is_half_closed: bool,
+    /// Maximum time without a byte of the current response for which a client that has closed its side counts as present.
+    half_closed_timeout: Duration,
     timer: Option<Pin<Box<Sleep>>>,
     /// Timer of the current idle step, and whether a head has arrived during it.
     idle: Option<Pin<Box<Sleep>>>,
@@ -211,6 +213,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
             turn: Turn::Head,
             flushed: true,
             is_half_closed: false,
+            half_closed_timeout: half_closed::RESPONSE_TIMEOUT,
             timer: None,
             idle: None,
             used: false,
@@ -250,6 +253,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
 
     /// Records whether the client reads its responses; `buffered` bytes wait behind the write.
     fn watched<T>(&mut self, written: Poll<T>, buffered: u64) -> Poll<T> {
+        if self.is_half_closed && written.is_ready() {
+            self.extend_half_closed();
+        }
         let connection = &self.handoff.connection;
         match (&written, connection.is_stalled()) {
             (Poll::Pending, false) => {
@@ -296,12 +302,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
             return self.incomplete_head();
         }
         let (responder, output) = (&mut self.responder, &mut self.output);
+        let half_closed_timeout = &mut self.half_closed_timeout;
         let mut scanned = head::scan(&self.input, |head| {
             head.check_first()?;
             if let Some(body) = responder.respond(head, output) {
                 return Ok(Treatment::Responded(body));
             }
             let framing = head.check_rest()?;
+            *half_closed_timeout = half_closed::timeout_of(head.method);
             Ok(match responder.exchange(head, framing.kind()) {
                 Some(exchange) => Treatment::Exchange(exchange, framing),
                 None => Treatment::Hyper(framing, head.rewritten()),
@@ -320,6 +328,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
             raw_target = Some(raw);
             self.replace(place, &spelled);
             scanned = head::scan(&self.input, |head| {
+                self.half_closed_timeout = half_closed::timeout_of(head.method);
                 head.check().map(|framing| Treatment::Hyper(framing, head.rewritten()))
             });
         }

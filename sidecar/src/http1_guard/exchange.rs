@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
     BODY_TIMEOUT, Http1Guard, ImmediateResponder, MAX_EARLY, MAX_LINGER_BYTES, RequestError, Turn,
-    framing::Framing,
+    framing::Framing, half_closed::RESPONSE_TIMEOUT,
 };
 
 /// A request and its response, which comes from the application or from elsewhere. Dropped when its client has left.
@@ -132,6 +132,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
                 match current.exchange.poll(context, &mut self.output)? {
                     Poll::Ready(Part::More(body)) => {
                         (self.output_body, self.timer) = (body, None);
+                        self.half_closed_timeout = RESPONSE_TIMEOUT;
                         continue;
                     }
                     Poll::Ready(Part::Last(body, ends)) => {

@@ -9,14 +9,26 @@ use std::{
     time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
 
-use super::{Http1Guard, ImmediateResponder};
+use super::{BODY_TIMEOUT, Http1Guard, ImmediateResponder};
 
-/// Maximum time without a byte of its response for which a client that has closed its side counts as present. An application is not
-/// kept busy for longer on behalf of one that has left, and less than the default `collapseTimeout`, so that no further request is
-/// sent for it.
-const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(4);
+/// Maximum time without a sign of the response to a read. An application is not kept busy for longer on behalf of a client that has
+/// left, and less than the default `collapseTimeout`, so that no further request is sent for it.
+const READ_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Maximum time without a byte of a response that has begun, or before that of one to a write: a write goes on without its client, who
+/// would not learn its outcome.
+pub(super) const RESPONSE_TIMEOUT: Duration = BODY_TIMEOUT;
+
+/// Returns the maximum time before the first byte of the response to a request with this method.
+pub(super) fn timeout_of(method: &str) -> Duration {
+    let is_read = matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE");
+    if is_read { READ_TIMEOUT } else { RESPONSE_TIMEOUT }
+}
 
 impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Guard<IO, A> {
     /// Waits for the response to a client that has closed its side. Returns `None` if the client counts as gone.
@@ -27,6 +39,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
             self.timer = None;
             return Poll::Pending;
         }
-        if self.is_over(HALF_CLOSED_TIMEOUT, context) { Poll::Ready(Ok(None)) } else { Poll::Pending }
+        if self.is_over(self.half_closed_timeout, context) { Poll::Ready(Ok(None)) } else { Poll::Pending }
+    }
+
+    /// Notes that a client that has closed its side was sent something, interim responses included: its time begins again.
+    pub(super) fn extend_half_closed(&mut self) {
+        if let Some(timer) = &mut self.timer {
+            timer.as_mut().reset(Instant::now() + self.half_closed_timeout);
+        }
     }
 }

@@ -9,7 +9,9 @@ use std::{
 use hyper::rt::ReadBufCursor;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Alone, BODY_TIMEOUT, Http1Guard, ImmediateResponder, RequestError, Turn};
+use super::{
+    Alone, BODY_TIMEOUT, Http1Guard, ImmediateResponder, RequestError, Turn, half_closed::RESPONSE_TIMEOUT,
+};
 use crate::budget::UNREAD;
 
 impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> hyper::rt::Read
@@ -92,6 +94,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> hyper::r
         let this = self.get_mut();
         // Set even if nothing can be written now, because hyper may have dropped the body.
         this.flushed = false;
+        this.half_closed_timeout = RESPONSE_TIMEOUT;
         ready!(this.poll_write_own(context))?;
         let written = Pin::new(&mut this.stream).poll_write(context, bytes);
         this.watched(written, UNREAD)
@@ -105,6 +108,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> hyper::r
         let this = self.get_mut();
         // Set even if nothing can be written now, because hyper may have dropped the body.
         this.flushed = false;
+        this.half_closed_timeout = RESPONSE_TIMEOUT;
         ready!(this.poll_write_own(context))?;
         let written = Pin::new(&mut this.stream).poll_write_vectored(context, slices);
         this.watched(written, UNREAD)

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use tokio::{io::AsyncWriteExt as _, time::sleep};
+use futures::future::join_all;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::sleep};
 
 use super::harness::{Origin, Policy, RawOrigin, Sidecar, Wire, header, read_head, reply};
 
@@ -10,6 +11,7 @@ const SPEC: &str = r#"
 routes:
 - {name: page, match: {path: "/page/{page}"}, ttl: 60s}
 - {name: search, match: {path: "/search", methods: [POST]}, ttl: 60s, key: {body: {}}}
+invalidation: {onWrite: [{match: {path: "/ruled/{kind}"}, purge: {tags: [none]}}]}
 "#;
 
 /// Pause of an application, after which a client that had left would have been noticed.
@@ -71,4 +73,79 @@ async fn client_that_closes_its_side_after_an_upload_gets_its_response() {
             assert_eq!(wire.rest().await, b"");
         }
     }
+}
+
+/// Responds to requests more slowly than a client that has closed its side is waited for without a sign of its response, in the way
+/// that the end of the path names.
+async fn respond_slowly(stream: &mut TcpStream) -> std::io::Result<()> {
+    const SLOW: Duration = Duration::from_secs(5);
+    const STEP: Duration = Duration::from_secs(1);
+    const LENGTH: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n";
+    loop {
+        let head = read_head(stream).await;
+        let target = head.split(' ').nth(1).unwrap_or_default();
+        match target.rsplit('/').next().unwrap() {
+            "" => return Ok(()),
+            "pieces" => {
+                stream.write_all(LENGTH).await?;
+                for piece in [b"p", b"i", b"e", b"c", b"e", b"s"] {
+                    sleep(STEP).await;
+                    stream.write_all(piece).await?;
+                }
+            }
+            "interims" => {
+                for _ in 0..6 {
+                    sleep(STEP).await;
+                    stream.write_all(b"HTTP/1.1 102 Processing\r\n\r\n").await?;
+                }
+                stream.write_all(&[LENGTH, b"result"].concat()).await?;
+            }
+            "pause" => {
+                stream.write_all(&[LENGTH, b"pau"].concat()).await?;
+                sleep(SLOW).await;
+                stream.write_all(b"sed").await?;
+            }
+            _ => {
+                sleep(SLOW).await;
+                stream.write_all(&[LENGTH, b"result"].concat()).await?;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_that_closes_its_side_waits_as_long_as_its_response_goes_on_or_a_write_may_take() {
+    let origin = RawOrigin::start(|mut stream| async move {
+        let _ = respond_slowly(&mut stream).await;
+    })
+    .await;
+    let policy = Policy::new(SPEC);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let requests = [
+        ("GET /other/pieces", "", "pieces"),
+        ("GET /other/pieces", "TE: trailers\r\n", "pieces"),
+        ("GET /page/pieces", "", "pieces"),
+        ("POST /ruled/pieces", "Content-Length: 0\r\n", "pieces"),
+        ("GET /other/interims", "", "result"),
+        ("GET /other/interims", "TE: trailers\r\n", "result"),
+        ("GET /other/pause", "", "paused"),
+        ("GET /other/pause", "TE: trailers\r\n", "paused"),
+        ("PUT /other/slow", "Content-Length: 0\r\n", "result"),
+        ("PUT /other/slow", "Content-Length: 0\r\nTE: trailers\r\n", "result"),
+        ("PUT /ruled/slow", "Content-Length: 0\r\n", "result"),
+        // Nobody may wait for it any more.
+        ("GET /other/slow", "", ""),
+        ("GET /other/slow", "TE: trailers\r\n", ""),
+        ("GET /page/slow", "", ""),
+    ];
+    let outcomes = join_all(requests.map(async |(request, fields, expected)| {
+        let mut wire = Wire::to(sidecar.address).await;
+        wire.say(format!("{request} HTTP/1.1\r\nHost: shop.test\r\n{fields}\r\n")).await;
+        wire.close_its_side().await;
+        let rest = String::from_utf8(wire.rest().await).unwrap();
+        let is_right = if expected.is_empty() { rest.is_empty() } else { rest.ends_with(expected) };
+        (!is_right).then(|| format!("{request} {fields:?}: {rest:?}"))
+    }))
+    .await;
+    assert_eq!(outcomes.into_iter().flatten().collect::<Vec<_>>(), Vec::<String>::new());
 }
