@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, ready};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{CONNECTION, EXPECT},
+    header::{CONNECTION, EXPECT, TRAILER},
     uri::PathAndQuery,
 };
 use http_body::Body as _;
@@ -391,7 +391,7 @@ enum Unread {
 }
 
 /// Reads a body of at most `limit` bytes. A client that waits for a 100 gets one. Where no length is declared, a body turns out to be
-/// too long after some of it was read, which is passed on before the rest.
+/// too long after some of it was read, which is passed on before the rest. Trailers are dropped, and with them their announcement.
 async fn read_at_most(
     limit: u64,
     mut body: Incoming,
@@ -418,5 +418,6 @@ async fn read_at_most(
             return Err(Unread::TooLong(Either::Left(Upload::new(room.of(content.into()), body))));
         }
     }
+    headers.remove(TRAILER);
     Ok(room.of(content.into()))
 }

@@ -40,6 +40,21 @@ async fn chunked_post_is_cached_like_one_with_a_length() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn chunked_post_with_trailers_is_sent_on_without_announcing_them() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(SPEC);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let mut wire = Wire::to(sidecar.address).await;
+    wire.say(format!(
+        "{HEAD}Trailer: x-sum\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-Sum: 1\r\n\r\n"
+    ))
+    .await;
+    wire.answer().await;
+    let seen = origin.last();
+    assert_eq!((&seen.body[..], seen.header("trailer"), seen.header("x-sum")), (&b"a"[..], "", ""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn chunked_post_that_turns_out_too_long_passes_whole() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(SPEC);
