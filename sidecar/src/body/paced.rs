@@ -1,4 +1,4 @@
-//! An application's body with a timeout for pauses.
+//! An application's body with a timeout for pauses, whose trailers lose the fields that heads lose.
 
 use std::{
     pin::Pin,
@@ -8,11 +8,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderName;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 
 use super::{Begun, SourceError};
 use crate::{
+    headers::LARDER_PURGE,
     stats::Stats,
     upstream::{ApplicationBody, UpstreamReason},
 };
@@ -25,13 +27,30 @@ pub struct Paced {
     timeout: Option<Duration>,
     /// Timer of the current pause, while a reader waits.
     left: Option<Pin<Box<Sleep>>>,
+    /// Fields that are taken out of trailers, besides `Larder-Purge`.
+    removed: Box<[HeaderName]>,
     stats: Arc<Stats>,
 }
 
 impl Paced {
-    /// Creates a body that may pause for `timeout`; `None`: for any time.
-    pub fn new(body: Begun<ApplicationBody>, timeout: Option<Duration>, stats: &Arc<Stats>) -> Self {
-        Self { body, timeout, left: None, stats: Arc::clone(stats) }
+    /// Creates a body that may pause for `timeout` (`None`: for any time), and loses the `removed` fields of its trailers.
+    pub fn new(
+        body: Begun<ApplicationBody>,
+        timeout: Option<Duration>,
+        removed: &[HeaderName],
+        stats: &Arc<Stats>,
+    ) -> Self {
+        Self { body, timeout, left: None, removed: removed.into(), stats: Arc::clone(stats) }
+    }
+
+    fn passed(&self, mut frame: Frame<Bytes>) -> Frame<Bytes> {
+        if let Some(trailers) = frame.trailers_mut() {
+            trailers.remove(&LARDER_PURGE);
+            for name in &self.removed {
+                trailers.remove(name);
+            }
+        }
+        frame
     }
 
     fn broke_off(&self, reason: UpstreamReason, error: SourceError) -> SourceError {
@@ -52,8 +71,9 @@ impl Body for Paced {
         let this = self.get_mut();
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
             this.left = None;
-            return Poll::Ready(frame.map(|frame| {
-                frame.map_err(|error| this.broke_off(UpstreamReason::of_body(&error), error.into()))
+            return Poll::Ready(frame.map(|frame| match frame {
+                Ok(frame) => Ok(this.passed(frame)),
+                Err(error) => Err(this.broke_off(UpstreamReason::of_body(&error), error.into())),
             }));
         }
         let Some(timeout) = this.timeout else { return Poll::Pending };

@@ -3,6 +3,7 @@
 use std::{future::poll_fn, net::IpAddr, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header::HOST};
 use http_body::Body as _;
 use http_body_util::Either;
@@ -14,7 +15,7 @@ use super::{
     Client, Proxy, Served,
     deadline::{self, Exchange, application_timeout},
     request::CacheRequest,
-    tunnel,
+    told, tunnel,
 };
 use crate::{
     body::{Begun, Body, Paced},
@@ -124,20 +125,22 @@ impl Proxy {
             Some(limit) => timeout(limit, response).await.unwrap_or(Err(UpstreamError::Timeout(limit))),
             None => response.await,
         };
-        let (response, fields) = self.counted(outcome)?;
-        if request.snapshot.policy().obeys_responses {
-            self.obey(&fields).await;
+        let (response, fields, purge) = self.counted(outcome)?;
+        if let Some(purge) = purge {
+            told::carry_out(purge).await;
         }
         let status = response.status();
         Ok((response.map(|body| self.paced(body, limit, status, &fields)), fields))
     }
 
-    /// Waits for the final response to a text, whose end-to-end fields are beside it, and passes interim responses on.
+    /// Waits for the final response to a text, and passes interim responses on. Beside the response are its end-to-end fields and the
+    /// purge that it asks for.
     async fn response_to_text(
         &self,
         request: &CacheRequest,
         text: &[u8],
-    ) -> Result<(Response<Begun<ApplicationBody>>, FieldLines), UpstreamError> {
+    ) -> Result<(Response<Begun<ApplicationBody>>, FieldLines, Option<BoxFuture<'static, ()>>), UpstreamError>
+    {
         let (is_head, is_idempotent) = (request.is_head(), request.method.is_idempotent());
         let mut raw = RawExchange::new(&self.upstream, text.to_vec(), BodyKind::None, is_head, is_idempotent);
         loop {
@@ -155,7 +158,12 @@ impl Proxy {
                         |error: HeadError| UpstreamError::Exchange { source: error.into(), was_sent: true };
                     let (response, fields) = head.response_and_lines().map_err(malformed)?;
                     let response = begun(response.map(|()| raw.into_body(&head))).await?;
-                    return Ok((response, fields));
+                    // The fields as they came decide, those for this hop included.
+                    let purge = match request.snapshot.policy().obeys_responses {
+                        true => self.told(&head),
+                        false => None,
+                    };
+                    return Ok((response, fields, purge));
                 }
             }
         }
@@ -174,7 +182,8 @@ impl Proxy {
         fields: &impl Fields,
     ) -> Paced {
         let limit = limit.filter(|_| !deadline::may_be_silent(status, fields));
-        Paced::new(body, limit, &self.telemetry.stats)
+        let snapshot = self.config.snapshot_guard();
+        Paced::new(body, limit, snapshot.policy().removed_headers(), &self.telemetry.stats)
     }
 
     pub(super) async fn upgrade(

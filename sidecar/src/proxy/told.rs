@@ -3,8 +3,12 @@
 //! # Guarantees
 //! - The purge holds before the response leaves, and whatever its client does.
 //! - The field is taken out of every response, whether the policy obeys it or not, and is never stored.
-//! - A response that a cache or a proxy passed on purges nothing: it may say again what its application said once.
+//! - A response that says that a cache or a proxy passed it on purges nothing: it may say again what its application said once.
 //! - A field that names nothing harms no response. It is logged with the remedy, and counted.
+//!
+//! # Assumptions
+//! A cache between the application and the sidecar says so in `Age`, `Via` or `Cache-Status`, or leaves the field out of what it stores.
+//! That of nginx (`proxy_cache`) does neither on its own: each of its hits would purge again.
 
 use std::sync::Arc;
 
@@ -24,14 +28,14 @@ use crate::{
 const OF_INTERMEDIARIES: [&str; 3] = ["age", "via", "cache-status"];
 
 impl Proxy {
-    /// Purges what a response with these fields asks for. Goes on if it is dropped.
+    /// Purges what a response with these fields, as they came, asks for. Goes on if it is dropped.
     pub(super) async fn obey(&self, fields: &impl Fields) {
         if let Some(purge) = self.told(fields) {
-            drop(tokio::spawn(purge).await);
+            carry_out(purge).await;
         }
     }
 
-    /// Returns the purge that a response with these fields asks for, if the policy obeys it.
+    /// Returns the purge that a response with these fields, as they came, asks for, if the policy obeys it.
     pub(super) fn told(&self, fields: &impl Fields) -> Option<BoxFuture<'static, ()>> {
         if !fields.has(LARDER_PURGE.as_str()) || !self.config.snapshot_guard().policy().obeys_responses {
             return None;
@@ -71,6 +75,11 @@ impl Proxy {
             tracing::warn!(reason, remedy, "a Larder-Purge purged nothing; further ones are only counted");
         }
     }
+}
+
+/// Carries a purge out, which goes on if this is dropped.
+pub(super) async fn carry_out(purge: BoxFuture<'static, ()>) {
+    drop(tokio::spawn(purge).await);
 }
 
 /// Copies the fields on which the purge of a response depends.

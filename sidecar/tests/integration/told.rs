@@ -6,7 +6,7 @@ use http::{Method, Request, Version};
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::Semaphore};
 
 use super::{
-    harness::{Origin, Policy, Sidecar, reply, two, until},
+    harness::{Origin, Policy, RawOrigin, Sidecar, read_head, reply, two, until},
     http2_hits::connect,
 };
 
@@ -22,6 +22,9 @@ invalidation:
 
 const SAYS: (&str, &str) = ("x-say", r#"Larder-Purge: {"tags": ["page:kept"]}"#);
 
+/// Declares the field to be for the next recipient, which the sidecar is.
+const HOP: (&str, &str) = ("x-say", "connection: larder-purge");
+
 #[tokio::test(flavor = "multi_thread")]
 async fn response_on_any_path_purges_before_it_leaves_and_loses_the_header() {
     let origin = Origin::obedient().await;
@@ -34,6 +37,8 @@ async fn response_on_any_path_purges_before_it_leaves_and_loses_the_header() {
         (Method::GET, "/bypass", &[SAYS, ("x-skip", "1")], "bypass"),
         (Method::GET, "/no/route", &[SAYS], "pass"),
         (Method::GET, "/no/route", &[SAYS, ("te", "trailers")], "pass on the general path"),
+        (Method::GET, "/hop", &[SAYS, HOP], "miss with the field as an option of Connection"),
+        (Method::GET, "/no/route", &[SAYS, HOP], "pass with the field as an option of Connection"),
         (Method::HEAD, "/no/route", &[SAYS], "HEAD"),
         (Method::GET, "/no/route", &[SAYS, ("x-status", "500")], "error"),
         (Method::GET, "/failing", &[SAYS, ("x-status", "503")], "error of a route"),
@@ -90,6 +95,11 @@ async fn response_purges_nothing_unless_it_is_the_applications_own_and_the_polic
     for (spec, fields, refused) in [
         (SPEC.replace("fromResponses: true", "fromResponses: false"), vec![SAYS], None),
         (SPEC.to_owned(), relayed("via: 1.1 cache").to_vec(), Some("relayed")),
+        (
+            SPEC.to_owned(),
+            [&relayed("age: 5")[..], &[("x-say", "connection: age")]].concat(),
+            Some("relayed"),
+        ),
         (SPEC.to_owned(), relayed("age: 0").to_vec(), Some("relayed")),
         (SPEC.to_owned(), relayed("cache-status: inner; hit").to_vec(), Some("relayed")),
         (SPEC.to_owned(), vec![("x-say", "larder-purge: page:kept")], Some("malformed")),
@@ -167,4 +177,40 @@ async fn response_to_a_write_purges_although_its_client_has_left() {
         let_through.add_permits(1);
         until("the purge", async || (sidecar.get("/kept").await.body != before).then_some(())).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trailers_purge_nothing_and_lose_the_fields_that_leave_heads() {
+    let origin = RawOrigin::start(|mut stream| async move {
+        while !read_head(&mut stream).await.is_empty() {
+            let response = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\
+                Larder-Purge: {\"everything\": true}\r\nX-Tags: page:a\r\nX-Sum: 1\r\n\r\n";
+            stream.write_all(response.as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    let spec =
+        SPEC.replace("l2: ", "# ").replace("bypass:", "tagsFrom: {headers: [X-Tags], remove: true}, bypass:");
+    let policy = Policy::new(&spec);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let client = connect(sidecar.address, 1 << 20).await;
+    for (method, path) in [
+        (Method::GET, "/miss"),
+        (Method::GET, "/no/route"),
+        (Method::POST, "/no/rule"),
+        (Method::PUT, "/ruled/1"),
+    ] {
+        let uri = format!("http://shop.test{path}");
+        let request = Request::builder().method(method).uri(uri).version(Version::HTTP_2);
+        let mut client = client.clone().ready().await.unwrap();
+        let response = client.send_request(request.body(()).unwrap(), true).unwrap().0.await.unwrap();
+        let mut body = response.into_body();
+        while let Some(piece) = body.data().await {
+            piece.unwrap();
+        }
+        let trailers = body.trailers().await.unwrap().unwrap();
+        let names: Vec<_> = trailers.keys().map(|name| name.as_str()).collect();
+        assert_eq!(names, ["x-sum"], "{path}");
+    }
+    assert_eq!(sidecar.metric("larder_purges_total", &["origin=\"response\""]).await, 0.0);
 }
