@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod annotations;
 pub mod config_map;
+pub mod json;
 mod labelled;
 pub mod labels;
 mod listen;

@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::ValueEnum;
+use larder_api::json::in_ascii;
 use serde::Serialize;
 
 use crate::{
@@ -46,8 +47,7 @@ impl Output {
     pub(crate) fn print(&self, value: &impl Serialize, text: impl FnOnce(Paint) -> String) -> Result<()> {
         print(&match self.format {
             None => text(self.paint),
-            Some(Format::Json) => serde_json::to_string_pretty(value).expect(SERIALIZABLE) + "\n",
-            Some(Format::Yaml) => serde_yaml::to_string(value).expect(SERIALIZABLE),
+            Some(format) => data(format, value),
         })
     }
 }
@@ -64,10 +64,25 @@ impl Output {
             io::stdout(),
             &match self.format {
                 None => text(self.paint),
-                Some(Format::Json) => serde_json::to_string(value).expect(SERIALIZABLE) + "\n",
-                Some(Format::Yaml) => format!("---\n{}", serde_yaml::to_string(value).expect(SERIALIZABLE)),
+                Some(format) => next_data(format, value),
             },
         )
+    }
+}
+
+/// Returns a value as data that changes nothing on a terminal: texts come from policies, clients and servers.
+fn data(format: Format, value: &impl Serialize) -> String {
+    match format {
+        Format::Json => in_ascii(serde_json::to_string_pretty(value).expect(SERIALIZABLE)) + "\n",
+        Format::Yaml => serde_yaml::to_string(value).expect(SERIALIZABLE),
+    }
+}
+
+/// Returns a value of a sequence as data that changes nothing on a terminal: a line of JSON, or a YAML document.
+fn next_data(format: Format, value: &impl Serialize) -> String {
+    match format {
+        Format::Json => in_ascii(serde_json::to_string(value).expect(SERIALIZABLE)) + "\n",
+        Format::Yaml => format!("---\n{}", data(format, value)),
     }
 }
 
@@ -98,6 +113,17 @@ mod tests {
 
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    #[test]
+    fn data_has_no_control_characters() {
+        let value = ["a\u{9b}31m\u{7f}\u{1b}é\u{85}"];
+        for format in [Format::Json, Format::Yaml] {
+            for text in [data(format, &value), next_data(format, &value)] {
+                assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+                assert_eq!(serde_yaml::from_str::<[String; 1]>(&text).unwrap(), value);
+            }
         }
     }
 

@@ -109,7 +109,8 @@ fn sum<'a>(all: impl Iterator<Item = &'a Stats>, top: usize) -> Stats {
         sum.l1_entries += l1_entries;
         sum.l1_bytes += l1_bytes;
         sum.l1_evictions += l1_evictions;
-        sum.total_cached_keys += total_cached_keys;
+        sum.total_cached_keys =
+            sum.total_cached_keys.into_iter().chain(*total_cached_keys).reduce(|a, b| a + b);
         sum.bytes += bytes;
         for TierCounters { tier, responses, seconds } in tiers {
             let (all, took) = tiers_of_all.entry(tier.as_str()).or_default();
@@ -143,7 +144,7 @@ fn row(name: &str, stats: &Stats) -> Vec<Cell> {
         stats.bypassed,
         stats.passed,
         stats.errors,
-        stats.total_cached_keys,
+        stats.total_cached_keys.unwrap_or_default(),
     ];
     let mut row = vec![name.into(), wording::percent(stats.hits, stats.hits + stats.misses).into()];
     row.extend(counters.map(|counter| Cell::from(counter.to_string())));

@@ -128,7 +128,7 @@ impl<'a> Source<'a> {
         if pods.is_empty() {
             return Err(Error::NoSidecar(name));
         }
-        let path = format!("{}?top=1&routes=true", path::STATS);
+        let path = format!("{}?top=0&routes=true", path::STATS);
         let asked = ask_all(&pods, async |pod| {
             let stats = Sidecar { cluster, pod, token: Some(token) }.get::<Stats>(&path).await?;
             Ok(Sample { at: Instant::now(), stats })

@@ -7,6 +7,7 @@ use std::sync::{
 
 use http::HeaderName;
 use larder_policy::spec::Eviction;
+use tokio::task::yield_now;
 
 use self::shard::{Node, Queue, Shard, Step, Value};
 use crate::{
@@ -179,13 +180,15 @@ impl L1 {
     }
 
     /// Shows all entries, in no order. Entries that come or go meanwhile may be missing or be shown twice. Readers of a
-    /// shard wait while a hundred of its entries are shown.
-    pub fn for_each(&self, mut see: impl FnMut(Held<'_>)) {
+    /// shard, and the other tasks of the thread, wait while a hundred of its entries are shown.
+    pub async fn for_each(&self, mut see: impl FnMut(Held<'_>)) {
         for part in &self.parts {
             let mut from = 0;
             while part.with(|shard| shard.show(from..from + MAX_SHOWN, &mut see)) {
                 from += MAX_SHOWN;
+                yield_now().await;
             }
+            yield_now().await;
         }
     }
 

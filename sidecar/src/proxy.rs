@@ -1,6 +1,6 @@
 //! The path of a request.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use bytes::Bytes;
@@ -23,7 +23,7 @@ use crate::{
     drain::Drain,
     head_room::{self, AtClient},
     headers,
-    http1_guard::Handoff,
+    http1_guard::{Handoff, RawTarget},
     peers::Peers,
     problem::Problem,
     purge::Purging,
@@ -179,9 +179,7 @@ impl Proxy {
 
     /// Serves a request. Whatever fails on the way, there is a response.
     pub async fn handle(self: &Arc<Self>, request: Request<Incoming>, client: Client) -> Response<Body> {
-        let target =
-            request.uri().path_and_query().map_or_else(|| request.uri().path(), PathAndQuery::as_str);
-        let arrival = self.telemetry.tails.arrival(request.method().as_str(), target);
+        let arrival = self.telemetry.tails.arrival(request.method().as_str(), &target_of(&request));
         let snapshot = self.config.snapshot();
         let is_http2 = request.version() == Version::HTTP_2;
         tracing::debug!(method = %request.method(), uri = %request.uri(), "request");
@@ -365,6 +363,16 @@ impl Proxy {
                 let fetch = Fetch::new(request, Purpose::Bypass, Forward::Bypass(bypass));
                 Box::pin(async move { proxy.fetch_from_origins(fetch).await })
             }
+        }
+    }
+}
+
+/// Returns the target of a request as the client sent it.
+fn target_of(request: &Request<Incoming>) -> Cow<'_, str> {
+    match request.extensions().get::<RawTarget>() {
+        Some(RawTarget(target)) => String::from_utf8_lossy(target),
+        None => {
+            request.uri().path_and_query().map_or_else(|| request.uri().path(), PathAndQuery::as_str).into()
         }
     }
 }

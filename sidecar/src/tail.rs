@@ -18,7 +18,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
-use larder_api::admin::{ServedRequest, StatusFilter};
+use larder_api::{
+    admin::{ServedRequest, StatusFilter},
+    json::in_ascii,
+};
 use larder_policy::storing::NotStored;
 use tokio::sync::mpsc;
 
@@ -40,7 +43,7 @@ const MAX_TEXT: usize = 512;
 /// Maximum length of a method in bytes.
 const MAX_METHOD: usize = 32;
 /// Memory of a full queue, and of the lines that are made of it.
-const QUEUE_BYTES: u64 = (MAX_QUEUED * 8 * MAX_TEXT) as u64;
+const QUEUE_BYTES: u64 = (MAX_QUEUED * 10 * MAX_TEXT) as u64;
 
 /// Readers of requests.
 #[derive(Debug)]
@@ -240,7 +243,8 @@ impl Tail {
 
     fn write(&self, record: &Record, dropped: u64, lines: &mut Vec<u8>) {
         let request = record.shown(self.reader.filter.shows_query, dropped);
-        serde_json::to_writer(&mut *lines, &request).expect("its texts and numbers can be written to memory");
+        let line = serde_json::to_string(&request).expect("its texts and numbers can be written to memory");
+        lines.extend_from_slice(in_ascii(line).as_bytes());
         lines.push(b'\n');
     }
 }
@@ -429,13 +433,15 @@ mod tests {
     fn full_queue_fits_into_its_memory() {
         let tails = tails();
         let mut tail = tails.open(Filter { shows_query: true, ..ALL }).unwrap();
-        let target = format!("/{0}?{0}", "\"".repeat(9_000));
-        for _ in 0..MAX_QUEUED {
-            tails.show_at_once(&"M".repeat(9_000), &target, &answered(Some("a"), Outcome::Pass, 200));
+        for longest in ["\"", "é"] {
+            let target = format!("/{0}?{0}", longest.repeat(9_000));
+            for _ in 0..MAX_QUEUED {
+                tails.show_at_once(&"M".repeat(9_000), &target, &answered(Some("a"), Outcome::Pass, 200));
+            }
+            let records = MAX_QUEUED * (size_of::<Record>() + 2 * MAX_TEXT + MAX_METHOD + 64);
+            let bytes = records + tail.take().len();
+            assert!(bytes <= usize::try_from(QUEUE_BYTES).unwrap(), "{bytes}");
         }
-        let records = MAX_QUEUED * (size_of::<Record>() + 2 * MAX_TEXT + MAX_METHOD + 64);
-        let bytes = records + tail.take().len();
-        assert!(bytes <= usize::try_from(QUEUE_BYTES).unwrap(), "{bytes}");
     }
 
     #[test]

@@ -12,8 +12,8 @@ pub const DEFAULT_TOP_KEYS: usize = 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct StatsQuery {
-    /// Number of keys to list.
-    #[schemars(range(min = 1, max = MAX_TOP_KEYS))]
+    /// Number of keys to list. With `0` memory's contents are not looked through.
+    #[schemars(range(max = MAX_TOP_KEYS))]
     pub top: usize,
     /// List the counters of routes.
     pub routes: bool,
@@ -63,8 +63,8 @@ pub struct Stats {
     pub l1_bytes: u64,
     /// Entries that made room for others.
     pub l1_evictions: u64,
-    /// Keys in memory with a response that no purge covers.
-    pub total_cached_keys: u64,
+    /// Keys in memory with a response that no purge covers; null with `top=0`.
+    pub total_cached_keys: Option<u64>,
     /// Size of memory's contents in bytes: `l1_bytes`.
     pub bytes: u64,
     /// The keys with the most hits in memory, most hits first.

@@ -67,7 +67,7 @@ pub(super) async fn entries(
     Keys(keys): Keys,
 ) -> Result<Json<Entries>, Refused> {
     let snapshot = admin.config.snapshot();
-    let mut found = in_memory(&snapshot, &keys);
+    let mut found = in_memory(&snapshot, &keys).await;
     let mut redis = RedisLookup::default();
     for key in keys.iter().filter_map(|key| KeyText::parse(key)) {
         match in_redis(&snapshot, key).await {
@@ -92,15 +92,16 @@ pub(super) async fn entries(
 }
 
 /// Returns the entries in memory under these keys, whole or short, and their variants.
-fn in_memory(snapshot: &Snapshot, keys: &[String]) -> Vec<Entry> {
+async fn in_memory(snapshot: &Snapshot, keys: &[String]) -> Vec<Entry> {
     // Entries are examined after the cache has released its locks.
     let mut held = BTreeMap::new();
-    snapshot.store.l1.for_each(|Held { key: text, stored, hits, .. }| {
+    let see = |Held { key: text, stored, hits, .. }: Held<'_>| {
         let Some(key) = KeyText::parse(text) else { return };
         if keys.iter().any(|asked| *asked == text || *asked == key.base() || *asked == key.short()) {
             held.insert(text.to_owned(), (stored.clone(), hits));
         }
-    });
+    };
+    snapshot.store.l1.for_each(see).await;
     held.into_iter()
         .filter_map(|(text, (stored, hits))| {
             let route = KeyText::parse(&text)?.route(snapshot);

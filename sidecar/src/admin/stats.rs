@@ -30,9 +30,9 @@ impl<S: Send + Sync> FromRequestParts<S> for CheckedQuery {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
         match Query::<StatsQuery>::from_request_parts(parts, state).await {
-            Ok(Query(query)) if (1..=MAX_TOP_KEYS).contains(&query.top) => Ok(Self(query)),
+            Ok(Query(query)) if query.top <= MAX_TOP_KEYS => Ok(Self(query)),
             _ => Err(Refused::malformed(format!(
-                "top must be from 1 to {MAX_TOP_KEYS}, as in /stats?top=10, and routes true or false"
+                "top must be from 0 to {MAX_TOP_KEYS}, as in /stats?top=10, and routes true or false"
             ))),
         }
     }
@@ -57,7 +57,13 @@ pub(super) async fn stats(
     };
     let (hits, misses) = (of(Outcome::Hit), of(Outcome::Miss));
     let snapshot = admin.config.snapshot();
-    let (total_cached_keys, top_keys) = held(&snapshot, query.top);
+    let (total_cached_keys, top_keys) = match query.top {
+        0 => (None, vec![]),
+        top => {
+            let (count, keys) = held(&snapshot, top).await;
+            (Some(count), keys)
+        }
+    };
     let l1_bytes = snapshot.store.l1.bytes();
     Json(Stats {
         hits,
@@ -113,9 +119,9 @@ fn routes(stats: &counters::Stats) -> Vec<RouteCounters> {
 }
 
 /// Returns the number of responses in memory that no purge covers, and the most frequently hit ones.
-fn held(snapshot: &Snapshot, top: usize) -> (u64, Vec<TopKey>) {
+async fn held(snapshot: &Snapshot, top: usize) -> (u64, Vec<TopKey>) {
     let (mut count, mut most) = (0, BinaryHeap::with_capacity(top + 1));
-    snapshot.store.l1.for_each(|Held { key, stored, hits, .. }| {
+    let see = |Held { key, stored, hits, .. }: Held<'_>| {
         let Stored::Entry(entry) = stored else { return };
         if entry.is_purged(&snapshot.store.barriers) {
             return;
@@ -129,7 +135,8 @@ fn held(snapshot: &Snapshot, top: usize) -> (u64, Vec<TopKey>) {
                 most.pop();
             }
         }
-    });
+    };
+    snapshot.store.l1.for_each(see).await;
     (count, most.into_sorted_vec().into_iter().map(|Reverse(key)| key).collect())
 }
 

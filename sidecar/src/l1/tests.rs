@@ -1,4 +1,11 @@
-use std::{collections::HashMap, thread, time::Duration};
+use std::{
+    cell::Cell,
+    collections::HashMap,
+    pin::pin,
+    task::{Context, Waker},
+    thread,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -27,9 +34,14 @@ fn cost(eviction: Eviction, size: usize) -> u64 {
     l1.bytes()
 }
 
+fn show(l1: &L1, see: impl FnMut(Held<'_>)) {
+    let mut walk = pin!(l1.for_each(see));
+    while walk.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {}
+}
+
 fn keys(l1: &L1) -> Vec<String> {
     let mut keys = Vec::new();
-    l1.for_each(|held| keys.push(held.key.to_owned()));
+    show(l1, |held| keys.push(held.key.to_owned()));
     keys.sort();
     keys
 }
@@ -37,7 +49,7 @@ fn keys(l1: &L1) -> Vec<String> {
 /// Returns the number of bytes and of entries, counted one by one.
 fn sums(l1: &L1) -> (u64, u64) {
     let (mut bytes, mut entries) = (0, 0);
-    l1.for_each(|held| {
+    show(l1, |held| {
         bytes += held.bytes;
         entries += 1;
     });
@@ -211,7 +223,7 @@ fn entries_are_shown_with_their_hits() {
     l1.get("7");
     l1.get("7");
     let mut seen = HashMap::new();
-    l1.for_each(|held| {
+    show(&l1, |held| {
         let Stored::Unshared { until } = held.stored else { panic!("{held:?}") };
         assert_eq!(held.key, until.to_string());
         assert!(seen.insert(*until, held.hits).is_none());
@@ -219,6 +231,23 @@ fn entries_are_shown_with_their_hits() {
     assert_eq!(seen.len(), most);
     assert_eq!(seen.values().sum::<u32>(), 2);
     assert_eq!(seen[&7], 2);
+}
+
+#[test]
+fn other_tasks_run_while_entries_are_shown() {
+    let l1 = l1(1 << 30, None, Eviction::Lru);
+    for number in 0..SHARDS * MAX_SHOWN * 3 {
+        l1.insert(&number.to_string(), Stored::Unshared { until: 0 });
+    }
+    let seen = Cell::new(0);
+    let mut walk = pin!(l1.for_each(|_| seen.set(seen.get() + 1)));
+    let mut context = Context::from_waker(Waker::noop());
+    let mut before = 0;
+    while walk.as_mut().poll(&mut context).is_pending() {
+        assert!(seen.get() - before <= MAX_SHOWN, "{} at once", seen.get() - before);
+        before = seen.get();
+    }
+    assert_eq!(seen.get(), SHARDS * MAX_SHOWN * 3);
 }
 
 #[test]

@@ -97,9 +97,12 @@ async fn stats_count_and_list_the_keys_that_are_hit_most() {
     let two = sidecar.with_token(Method::GET, "/stats?top=2", "").await.json();
     assert_eq!(two["top_keys"], top);
     assert_eq!(stats["top_keys"].as_array().unwrap().len(), 3);
-    for top in ["0", "101", "x", "-1", ""] {
+    let none = sidecar.with_token(Method::GET, "/stats?top=0", "").await.json();
+    assert_eq!((&none["total_cached_keys"], &none["top_keys"]), (&Value::Null, &json!([])));
+    assert_eq!((&none["hits"], &none["l1_entries"]), (&stats["hits"], &stats["l1_entries"]));
+    for top in ["101", "x", "-1", ""] {
         let refused = sidecar.with_token(Method::GET, &format!("/stats?top={top}"), "").await;
-        assert_refused(&refused, 400, "1 to 100");
+        assert_refused(&refused, 400, "0 to 100");
     }
     // One that takes its place goes on counting; one that is purged is none.
     sidecar.with_token(Method::DELETE, "/entries/GET:/b", "").await;

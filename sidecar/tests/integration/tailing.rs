@@ -116,6 +116,27 @@ async fn reader_sees_requests_of_its_filters_and_no_value_of_a_query() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn path_is_shown_as_it_was_sent_and_commands_no_terminal() {
+    let origin = Origin::obedient().await;
+    let policy = Policy::new(SHOP);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let mut reader = Reader::of(&sidecar, "").await;
+    for (sent, shown) in [
+        (&b"/users/\xc2\x9b31m"[..], "/users/\\u009b31m"),
+        (b"/a\xc2\x9b31m", "/a\\u009b31m"),
+        (b"/a\xe9%E9", "/a\\ufffd%E9"),
+        (b"/a<\x22>{b}", r#"/a<\">{b}"#),
+    ] {
+        let mut wire = Wire::to(sidecar.address).await;
+        wire.say([b"GET ", sent, b" HTTP/1.1\r\nHost: a\r\n\r\n"].concat()).await;
+        // The application may reject it.
+        wire.head().await;
+        let lines = reader.wire.chunk().await;
+        assert!(lines.contains(&format!(r#""path":"{shown}""#)), "{lines:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn counters_of_routes_and_tiers_are_in_the_statistics() {
     let origin = Origin::obedient().await;
     let policy = Policy::new(SHOP);
