@@ -192,8 +192,13 @@ impl Proxy {
         response
     }
 
-    /// Counts a response and makes room for its head. Returns true if its client is asked to close the connection.
+    /// Makes room for the head of a response, or replaces it, and counts it. Returns true if its client is asked to close the connection.
     fn finish(&self, snapshot: &Snapshot, served: &mut Served, arrival: &Arrival) -> bool {
+        let room = head_room::make(&mut served.response, &self.telemetry.stats.budget);
+        if room == AtClient::NoRoom {
+            let forward = served.forward;
+            *served = Served { forward, ..*Served::problem(Problem::Overloaded, served.route.as_ref()) };
+        }
         let Served { response, reply: _, route, outcome, tier, forward, not_stored, life: _ } = served;
         let answered = Answered {
             route: route.as_ref().map(|route| &*route.name),
@@ -205,10 +210,6 @@ impl Proxy {
             took: Some(arrival.at.elapsed()),
         };
         self.record(snapshot.route_stats(route.as_deref()), arrival, &answered);
-        let room = head_room::make(response, &self.telemetry.stats.budget);
-        if room == AtClient::NoRoom {
-            *response = Problem::Overloaded.response();
-        }
         // The version is that of the connection which the response leaves on (RFC 9110, section 2.5).
         if response.version() == Version::HTTP_10 {
             *response.version_mut() = Version::HTTP_11;

@@ -215,10 +215,12 @@ impl Tails {
             if !reader.wants(line, answered) {
                 continue;
             }
-            let record = record.get_or_insert_with(|| Arc::new(Record::of(line, answered)));
-            if reader.queue.try_send(Arc::clone(record)).is_err() {
+            let Ok(place) = reader.queue.try_reserve() else {
                 reader.dropped.fetch_add(1, Ordering::Relaxed);
-            }
+                continue;
+            };
+            let record = record.get_or_insert_with(|| Arc::new(Record::of(line, answered)));
+            place.send(Arc::clone(record));
         }
     }
 }

@@ -30,7 +30,7 @@ use crate::{
     headers::FieldLines,
     stats::Outcome,
     store::{
-        fill::{LagRoom, PartFill, WholeFill, store, ttl_from_response},
+        fill::{LagRoom, PartFill, WholeFill, is_purged, store, ttl_from_response},
         in_flight::{FetchOutcome, InFlight, InFlightGuard},
     },
 };
@@ -91,11 +91,15 @@ impl Fetch {
         };
         let stored = self.stored_head(&head, meta, names);
         let slot = self.request.slot(vary);
+        let not_stored = is_purged(&stored, &slot).then_some(NotStored::Purged);
+        let became = if not_stored.is_some() { Became::Passed } else { Became::Stored };
         if self.request.is_head() {
             self.freshen_response_to_get(&head, times);
             store(&stored, slot, Content::Whole(Bytes::new()), None);
             self.finish(FetchOutcome::Unshared);
-            return self.passed_on(received, head, Body::Stream(source), Became::Stored);
+            let mut served = self.passed_on(received, head, Body::Stream(source), became);
+            served.not_stored = not_stored;
+            return served;
         }
         let limit = self.request.max_body();
         if head.status == StatusCode::PARTIAL_CONTENT {
@@ -114,7 +118,9 @@ impl Fetch {
             let room = Box::new(LagRoom::new(&cache.budget));
             let (_, reader) = larder_flight::fill_within(room, source, limit, Box::new(observer));
             self.finish(FetchOutcome::Unshared);
-            return self.passed_on(received, head, Body::Fill(reader), Became::Stored);
+            let mut served = self.passed_on(received, head, Body::Fill(reader), became);
+            served.not_stored = not_stored;
+            return served;
         }
         let stored = Arc::new(stored);
         let has_it_already = self.request.has_it_already(&*stored.fields, &stored.meta);
@@ -124,7 +130,7 @@ impl Fetch {
         let has_length = source.size_hint().exact().is_some();
         let ahead = if has_length { limit } else { limit.min(MAX_AHEAD) };
         // A body of unknown length may turn out to be too large, so it is not said to be stored.
-        let became = if has_length { Became::Stored } else { Became::Passed };
+        let became = if has_length { became } else { Became::Passed };
         let observer = WholeFill::new(Arc::clone(&stored), slot.clone(), guard.clone(), lease);
         let room = Box::new(LagRoom::new(&cache.budget));
         let (fill, reader) = larder_flight::fill_within(room, source, limit, Box::new(observer));
@@ -139,9 +145,12 @@ impl Fetch {
         if has_it_already {
             tokio::spawn(drain(Body::Fill(reader), limit, REFRESH_TIMEOUT));
             let head = head.into_not_modified();
-            return self.passed_on(received, head, Body::empty(), became);
+            let mut served = self.passed_on(received, head, Body::empty(), became);
+            served.not_stored = not_stored;
+            return served;
         }
         let mut served = self.passed_on(received, head, Body::Fill(reader), became);
+        served.not_stored = not_stored;
         served.life = self.request.life_of(&stored.meta);
         served
     }

@@ -185,10 +185,15 @@ impl Observer for PartFill {
     }
 }
 
+/// Returns true if a response was purged while it was on its way, as it may ask for itself.
+pub fn is_purged(head: &Head, slot: &CacheSlot) -> bool {
+    let path = path_of(slot.key().primary());
+    slot.store.barriers.covers(head.names.iter().copied(), path, head.stamp)
+}
+
 /// Stores a response, unless it was purged while it was on its way.
 pub fn store(head: &Head, slot: CacheSlot, content: Content, lease: Option<Lease>) {
-    let path = path_of(slot.key().primary());
-    if slot.store.barriers.covers(head.names.iter().copied(), path, head.stamp) {
+    if is_purged(head, &slot) {
         return slot.store.not_stored(&slot.route, NotStored::Purged);
     }
     let ttl = ttl_from_response(&slot.route.lifetimes, &*head.fields, Some(&content));

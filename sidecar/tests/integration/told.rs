@@ -130,6 +130,27 @@ async fn response_purges_nothing_unless_it_is_the_applications_own_and_the_polic
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn response_that_purges_itself_is_not_said_to_be_stored() {
+    let origin = Origin::obedient().await;
+    let policy = Policy::new(
+        r#"
+routes: [{name: page, match: {path: "/{page}"}, ttl: 60s, tags: ["page:{page}"]}]
+invalidation: {fromResponses: true}
+"#,
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let itself = [("x-say", r#"larder-purge: {"tags": ["page:own"]}"#)];
+    for (method, more) in [(Method::GET, None), (Method::HEAD, None), (Method::GET, Some(("te", "trailers")))]
+    {
+        let fields: Vec<_> = itself.into_iter().chain(more).collect();
+        let answer = sidecar.request(method.clone(), "/own", &fields, "").await;
+        assert!(!answer.header("cache-status").contains("stored"), "{method} {more:?}: {answer:?}");
+    }
+    let other = sidecar.get_with("/own", &[("x-say", r#"larder-purge: {"tags": ["page:other"]}"#)]).await;
+    assert!(other.header("cache-status").contains("; stored"), "{other:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn http_source_purges_nothing() {
     let origin = Origin::numbered(&[("larder-purge", r#"{"everything": true}"#)]).await;
     let spec = format!(
