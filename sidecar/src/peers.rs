@@ -39,6 +39,7 @@ mod contacts;
 mod log;
 mod members;
 mod message;
+mod state;
 mod telling;
 
 use contacts::Contacts;
@@ -179,7 +180,7 @@ impl Peers {
             return false;
         }
         let members = self.members.all();
-        members.iter().for_each(|member| member.compare());
+        members.iter().for_each(|member| member.wake());
         let deadline = asked_at + ACKNOWLEDGEMENT_TIMEOUT;
         join_all(members.iter().map(|member| member.responds(asked_at, deadline)))
             .await

@@ -19,7 +19,10 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Peers;
+use super::{
+    Peers,
+    state::{LATE, Reach, State},
+};
 
 /// Time between two looks at the addresses of the names.
 const RESOLUTION_INTERVAL: Duration = Duration::from_secs(5);
@@ -41,37 +44,6 @@ pub(super) struct Member {
     wake: Notify,
     /// Ends the pause before it is tried again.
     retry: Notify,
-}
-
-/// State of another pod, as far as this one knows.
-#[derive(Clone, Debug, Default)]
-pub(super) struct State {
-    pub(super) reach: Reach,
-    /// Number of the last purge through this process up to which all hold there.
-    pub(super) acknowledged: u64,
-    /// Time at which the last request left that it replied to.
-    asked_at: Option<Instant>,
-}
-
-/// Outcome of the last request to another pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) enum Reach {
-    /// None has ended.
-    #[default]
-    Unknown,
-    /// Replied.
-    Reachable,
-    /// Did not reply, for this reason.
-    Unreachable(String),
-    /// The address is that of this pod itself.
-    Own,
-}
-
-impl State {
-    /// Returns true if no request to it has ended well.
-    pub(super) const fn has_never_replied(&self) -> bool {
-        self.asked_at.is_none()
-    }
 }
 
 impl Member {
@@ -141,10 +113,11 @@ impl Member {
 
     /// Records a reply to a request that left at `asked_at`.
     pub(super) fn replied(&self, acknowledged: u64, asked_at: Instant) {
-        let now = State { reach: Reach::Reachable, acknowledged, asked_at: Some(asked_at) };
-        if let Reach::Unreachable(reason) = self.state.send_replace(now).reach {
-            tracing::info!(peer = %self.address, was = reason, "another pod is told of purges again");
-        }
+        self.state.send_modify(|state| {
+            if let Some(reason) = state.replied(acknowledged, asked_at, Instant::now()) {
+                tracing::info!(peer = %self.address, was = reason, "another pod is told of purges again");
+            }
+        });
     }
 
     /// Records that it is this pod.
@@ -154,16 +127,18 @@ impl Member {
 
     /// Records that a request failed.
     pub(super) fn failed(&self, reason: &str) {
-        self.state.send_modify(|state| {
-            if !matches!(state.reach, Reach::Unreachable(_)) {
-                tracing::warn!(
-                    peer = %self.address,
-                    reason,
-                    "another pod can't be told of purges: responses in it may be stale until it can"
-                );
-            }
-            state.reach = Reach::Unreachable(reason.to_owned());
-        });
+        self.state.send_modify(|state| self.is_unreachable(state, reason));
+    }
+
+    fn is_unreachable(&self, state: &mut State, reason: &str) {
+        if !matches!(state.reach, Reach::Unreachable(_)) {
+            tracing::warn!(
+                peer = %self.address,
+                reason,
+                "another pod can't be told of purges: responses in it may be stale until it can"
+            );
+        }
+        state.reach = Reach::Unreachable(reason.to_owned());
     }
 
     /// Waits until a request to it has ended.
@@ -193,13 +168,19 @@ impl Member {
     async fn wait(&self, deadline: Instant, is_done: impl Fn(&State) -> bool) -> Option<bool> {
         let ends =
             |state: &State| is_done(state) || matches!(state.reach, Reach::Unreachable(_) | Reach::Own);
+        let began = Instant::now();
         let mut state = self.state.subscribe();
         match timeout_at(deadline, state.wait_for(ends)).await {
             Ok(Ok(state)) => (state.reach != Reach::Own).then(|| is_done(&state)),
             Ok(Err(_)) => Some(false),
             Err(_) => {
-                // Nobody waits for it again before it replies.
-                self.failed("no reply in time");
+                self.state.send_if_modified(|state| {
+                    let is_late = state.is_late(began);
+                    if is_late {
+                        self.is_unreachable(state, LATE);
+                    }
+                    is_late
+                });
                 Some(false)
             }
         }

@@ -19,14 +19,32 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Progress with another pod.
-enum Progress {
+/// Outcome of a request.
+enum Outcome {
     /// The other pod is this one.
     Own,
-    /// Replied, and lacks purges of other pods that are known here.
-    Lacks(Known),
     /// Replied.
-    Told,
+    Replied(Progress),
+}
+
+/// Progress with another pod.
+#[derive(Debug)]
+struct Progress {
+    /// The last number that the pod had acknowledged when the request left.
+    acknowledged: u64,
+    /// The last purge through this process that the request told of, if it told of any.
+    told: Option<u64>,
+    /// Number of the last purge of each process that the pod knows, if it lacks any that is known here.
+    lacks: Option<Known>,
+}
+
+impl Progress {
+    /// Returns true if the pod has acknowledged nothing of what it was told, and would not if it was told at once again.
+    fn takes_nothing(&self, acknowledged: u64) -> bool {
+        self.lacks.is_none()
+            && acknowledged == self.acknowledged
+            && self.told.is_some_and(|told| told > acknowledged)
+    }
 }
 
 impl Peers {
@@ -36,11 +54,9 @@ impl Peers {
         let mut pause = SHORTEST_PAUSE;
         let mut lacks = None;
         loop {
-            let acknowledged = member.state().acknowledged;
-            match self.exchange(&member, &mut client, lacks.take()).await {
-                Ok(Progress::Own) => return member.is_own(),
-                Ok(Progress::Lacks(known)) => lacks = Some(known),
-                Ok(Progress::Told) => {}
+            let progress = match self.exchange(&member, &mut client, lacks.take()).await {
+                Ok(Outcome::Own) => return member.is_own(),
+                Ok(Outcome::Replied(progress)) => progress,
                 Err(error) => {
                     client.close();
                     member.failed(&error.to_string());
@@ -51,16 +67,16 @@ impl Peers {
                     member.compare();
                     continue;
                 }
-            }
+            };
             pause = SHORTEST_PAUSE;
-            let state = member.state();
-            let is_behind = state.acknowledged < self.log.lock().last(self.instance);
-            if is_behind && state.acknowledged <= acknowledged && lacks.is_none() {
-                // It takes nothing: its process is another one, or it has forgotten this one.
+            let acknowledged = member.state().acknowledged;
+            let is_behind = acknowledged < self.log.lock().last(self.instance);
+            if progress.takes_nothing(acknowledged) {
                 sleep(SHORTEST_PAUSE).await;
-            } else if !is_behind && lacks.is_none() && !member.is_to_be_compared() {
+            } else if !is_behind && progress.lacks.is_none() && !member.is_to_be_compared() {
                 member.woken().await;
             }
+            lacks = progress.lacks;
         }
     }
 
@@ -70,27 +86,30 @@ impl Peers {
         member: &Member,
         client: &mut Client,
         lacks: Option<Known>,
-    ) -> Result<Progress, PeerError> {
+    ) -> Result<Outcome, PeerError> {
         let compares = member.take_comparison();
         let begins = self.is_joining.load(Ordering::Acquire);
         let (now, asked_at) = (boot_ms(), Instant::now());
         let state = member.state();
-        let request = {
+        let (request, told) = {
             let log = self.log.lock();
-            let purges = match lacks {
+            let purges: Vec<_> = match lacks {
                 Some(known) => log.missing(&known, 0, now),
                 // What it knows is not known yet.
                 None if state.has_never_replied() => vec![],
                 None => log.own_after(state.acknowledged, now).into_iter().collect(),
             };
-            PeerRequest {
+            let own = purges.iter().find(|segment| segment.origin == self.instance);
+            let told = own.map(|segment| segment.last);
+            let request = PeerRequest {
                 instance: self.instance,
                 age_ms: self.age_ms(),
                 address: self.options.address,
                 begins,
                 known: compares.then(|| log.known(now)),
                 purges: purges.into_iter().map(Into::into).collect(),
-            }
+            };
+            (request, told)
         };
         let token = tokio::fs::read_to_string(&self.options.token_file).await;
         let token = token.map_err(|_| PeerError::Token)?;
@@ -98,11 +117,11 @@ impl Peers {
         let PeerReply { instance, age_ms, acknowledged, known, purges } =
             reply.map_err(|_| PeerError::Late)??;
         if instance == self.instance {
-            return Ok(Progress::Own);
+            return Ok(Outcome::Own);
         }
         let segments = purges.into_iter().map(message::segment).collect::<Option<Vec<_>>>();
         self.hear(segments.ok_or_else(|| PeerError::Reply("malformed purges".into()))?, instance, age_ms);
-        let mut progress = Progress::Told;
+        let mut progress = Progress { acknowledged: state.acknowledged, told, lacks: None };
         if let Some(known) = known {
             let mut log = self.log.lock();
             if !begins {
@@ -115,10 +134,26 @@ impl Peers {
                 member.compare();
             }
             if !log.missing(&known, instance, now).is_empty() {
-                progress = Progress::Lacks(known);
+                progress.lacks = Some(known);
             }
         }
         member.replied(acknowledged, asked_at);
-        Ok(progress)
+        Ok(Outcome::Replied(progress))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pod_takes_nothing_only_if_it_was_told_something() {
+        let progress = |told, lacks| Progress { acknowledged: 3, told, lacks };
+        assert!(progress(Some(5), None).takes_nothing(3));
+        assert!(!progress(None, None).takes_nothing(3), "what came up meanwhile is told at once");
+        assert!(!progress(Some(3), None).takes_nothing(3), "and what came up later");
+        assert!(!progress(Some(5), None).takes_nothing(4), "it takes them bit by bit");
+        assert!(!progress(Some(5), None).takes_nothing(0), "it is another process");
+        assert!(!progress(Some(5), Some(Known::new())).takes_nothing(3));
     }
 }
