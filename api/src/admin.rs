@@ -21,7 +21,7 @@ pub use explain::{
     ExplainRequest, ExplainedLifetimes, ExplainedMemory, ExplainedRoute, ExplainedStatus, Explanation,
     MAX_HEADERS,
 };
-pub use peers::{PeerPurge, PeerPurges, PeerReply, PeerRequest};
+pub use peers::{PeerKnown, PeerPurge, PeerPurges, PeerReplied, PeerReply, PeerRequest};
 pub use policy::{CacheState, PeersReport, PolicyReport, RequestCounts, TierState};
 pub use problem::Problem;
 pub use purge::{KEY_PATTERN, PeersTold, PurgeReport, PurgeRequest, PurgedNames};

@@ -17,7 +17,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -44,7 +44,7 @@ mod telling;
 
 use contacts::Contacts;
 pub use log::Purge;
-use log::{Effect, Log, Segment};
+use log::{Effect, Log, RETENTION_MS, Segment};
 use members::Members;
 
 /// Maximum time for which a purge waits for other pods, as for those that hear of it by Redis.
@@ -85,6 +85,8 @@ pub struct Options {
 pub struct Peers {
     instance: u64,
     began_at: u64,
+    /// Time before which nothing was stored that is served.
+    emptied_at: AtomicU64,
     options: Options,
     caches: Arc<dyn Purgeable>,
     stats: Arc<Stats>,
@@ -111,6 +113,7 @@ impl Peers {
         let peers = Arc::new(Self {
             instance,
             began_at: boot_ms(),
+            emptied_at: AtomicU64::new(boot_ms()),
             options,
             caches,
             stats,
@@ -133,7 +136,7 @@ impl Peers {
     pub async fn join(&self) {
         let deadline = Instant::now() + JOIN_TIMEOUT;
         if tokio::time::timeout_at(deadline, self.members.first_found()).await.is_ok() {
-            join_all(self.members.all().iter().map(|member| member.tried(deadline))).await;
+            join_all(self.members.all().iter().map(|member| member.joined(deadline))).await;
         }
         self.is_joining.store(false, Ordering::Release);
         let PeersReport { reachable, unreachable, error } = self.report();
@@ -198,7 +201,7 @@ impl Peers {
             member.compare();
             member.retry();
         }
-        let last = self.log.lock().last(self.instance);
+        let last = self.log.lock().own_last(boot_ms());
         let told = members.iter().map(async |member| {
             let has_all = member.has_all(last, deadline).await;
             // What others told of, too, if it can be reached.
@@ -215,7 +218,7 @@ impl Peers {
 
     /// Takes what another pod tells; `None`: it is malformed.
     pub fn receive(self: &Arc<Self>, request: PeerRequest) -> Option<PeerReply> {
-        let PeerRequest { instance, age_ms, address, begins, known, purges } = request;
+        let PeerRequest { instance, age_ms, address, begins, known, replied, purges } = request;
         let reply = PeerReply { instance: self.instance, age_ms: self.age_ms(), ..PeerReply::default() };
         if instance == self.instance {
             return Some(reply);
@@ -225,6 +228,13 @@ impl Peers {
         }
         let segments = purges.into_iter().map(message::segment).collect::<Option<Vec<_>>>()?;
         self.hear(segments, instance, age_ms);
+        if let (Some(known), Some(replied)) = (&known, replied)
+            && replied.instance == self.instance
+            && self.log.lock().has_all(known)
+        {
+            // It was put together after that reply, so that this is as good as having asked then.
+            self.close_gap(instance, age_ms, self.began_at + replied.age_ms.min(self.age_ms()));
+        }
         let (now, log) = (boot_ms(), self.log.lock());
         let acknowledged = log.last(instance);
         let Some(known) = known else { return Some(PeerReply { acknowledged, ..reply }) };
@@ -248,13 +258,30 @@ impl Peers {
                 self.stats.peers.count(PeerOutcome::Heard, 1);
                 match effect {
                     Effect::Purge(purge) => self.caches.purge(purge),
-                    Effect::Everything => {
-                        tracing::warn!("purges of another pod were missed: everything is stale");
-                        self.caches.purge_everything();
-                    }
+                    Effect::Everything => self.purge_everything(),
                 }
             });
         }
+    }
+
+    /// Records that this pod had all that another one knew of at a time. What that one may have forgotten by then was everything.
+    fn close_gap(&self, instance: u64, age_ms: u64, at: u64) {
+        let age_ms = age_ms.min(boot_ms().saturating_sub(self.emptied_at.load(Ordering::Acquire)));
+        let mut contacts = self.contacts.lock();
+        let may_lack = age_ms > RETENTION_MS && contacts.is_after_gap(instance, age_ms, at);
+        contacts.record(instance, at);
+        drop(contacts);
+        // Redis tells of what it was told, however long ago.
+        if may_lack && self.caches.has_told_redis().is_none() {
+            self.purge_everything();
+        }
+    }
+
+    fn purge_everything(&self) {
+        tracing::warn!("purges of another pod were missed: everything is stale");
+        let now = boot_ms();
+        self.caches.purge_everything();
+        self.emptied_at.store(now, Ordering::Release);
     }
 
     /// Returns the pods that are told, and those that can't be.

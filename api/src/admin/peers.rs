@@ -24,7 +24,10 @@ pub struct PeerRequest {
     pub begins: bool,
     /// Number of the last purge that the sender knows of each process. The reply tells of later ones.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub known: Option<BTreeMap<u64, u64>>,
+    pub known: Option<BTreeMap<u64, PeerKnown>>,
+    /// The last reply of the receiver that the sender had when it put the request together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replied: Option<PeerReplied>,
     /// Purges, by the process through which they were made.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub purges: Vec<PeerPurges>,
@@ -42,10 +45,28 @@ pub struct PeerReply {
     pub acknowledged: u64,
     /// Number of the last purge that the receiver knows of each process, if the request had its own `known`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub known: Option<BTreeMap<u64, u64>>,
+    pub known: Option<BTreeMap<u64, PeerKnown>>,
     /// Purges that the sender of the request does not know.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub purges: Vec<PeerPurges>,
+}
+
+/// Knowledge of the purges through one process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PeerKnown {
+    /// Number of the last purge.
+    pub last: u64,
+    /// Time since it, in milliseconds.
+    pub idle_ms: u64,
+}
+
+/// Identification of a reply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PeerReplied {
+    /// Identity of the process that replied.
+    pub instance: u64,
+    /// `age_ms` of the reply.
+    pub age_ms: u64,
 }
 
 /// All purges through one process from one number to another, apart from those that every pod knows.

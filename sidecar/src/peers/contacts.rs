@@ -9,9 +9,10 @@ use super::log::RETENTION_MS;
 pub(super) struct Contacts(BTreeMap<u64, u64>);
 
 impl Contacts {
-    /// Records that a process was asked.
-    pub(super) fn record(&mut self, instance: u64, now: u64) {
-        self.0.insert(instance, now);
+    /// Records that a process was asked, or told on its own what an answer would have said.
+    pub(super) fn record(&mut self, instance: u64, at: u64) {
+        let last = self.0.entry(instance).or_default();
+        *last = at.max(*last);
     }
 
     /// Returns true if a process may have forgotten purges since it was asked, or since both of them were there, for `age_ms`.
@@ -36,6 +37,7 @@ mod tests {
         assert!(!contacts.is_after_gap(1, RETENTION_MS, 0), "one of the two is new");
         assert!(contacts.is_after_gap(1, RETENTION_MS + 1, 0));
         contacts.record(1, 10);
+        contacts.record(1, 9);
         assert!(!contacts.is_after_gap(1, u64::MAX, 10 + RETENTION_MS));
         assert!(contacts.is_after_gap(1, u64::MAX, 11 + RETENTION_MS));
         contacts.forget_old(11 + 2 * RETENTION_MS);

@@ -9,19 +9,23 @@
 //! - Memory is bounded: of more than [`MAX_NAMES`] names the oldest are dropped.
 //!
 //! # Assumptions
-//! A pod that has not asked another one for [`RETENTION_MS`] takes whatever that one has heard of for everything ([`Log::hear`]).
+//! A pod that has not asked another one for [`RETENTION_MS`] takes whatever that one has heard of for everything ([`Log::hear`]). So what was
+//! dropped that long ago need not be told.
 
 use std::collections::{BTreeMap, VecDeque};
 
+use larder_api::admin::PeerKnown;
 use larder_policy::PurgeName;
 
 /// Maximum number of names. A message with all of them is within the admin API's limit.
 pub(super) const MAX_NAMES: usize = 4096;
+/// Maximum number of processes.
+const MAX_ORIGINS: usize = 1024;
 /// Time for which purges are kept, in milliseconds.
 pub(super) const RETENTION_MS: u64 = 30 * 60_000;
 
-/// Number of the last purge that is known of each process.
-pub(super) type Known = BTreeMap<u64, u64>;
+/// The last purge that is known of each process.
+pub(super) type Known = BTreeMap<u64, PeerKnown>;
 
 /// A purge through a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +79,8 @@ struct History {
     /// The last purge that is not listed any more although somebody may not have heard of it, and the time at which it was dropped.
     floor: u64,
     floor_at: u64,
+    /// Purges up to `floor` were taken over from others, so that Redis can't be told of them.
+    is_adopted: bool,
     /// Time of the last purge.
     changed_at: u64,
     /// With the time at which each was heard of.
@@ -92,6 +98,14 @@ impl Log {
         self.origins.get(&origin).map_or(0, |history| history.last)
     }
 
+    /// Returns the number of the last purge of this process, if it is one that others are told of; 0 if not.
+    pub(super) fn own_last(&self, now: u64) -> u64 {
+        self.origins
+            .get(&self.own)
+            .filter(|history| history.is_offered(now))
+            .map_or(0, |history| history.last)
+    }
+
     /// Adds a purge of this process, which is applied here, and returns its number. The number in `purge` does not count.
     pub(super) fn append(&mut self, purge: Purge, now: u64) -> u64 {
         let history = self.origins.entry(self.own).or_default();
@@ -107,21 +121,27 @@ impl Log {
         seq
     }
 
-    /// Returns the number of the last purge that is known of each process. Those that have long purged nothing are left out.
+    /// Returns the last purge that is known of each process.
     pub(super) fn known(&self, now: u64) -> Known {
-        self.offered(now).map(|(origin, history)| (*origin, history.last)).collect()
+        let known = self.origins.iter().map(|(origin, history)| (*origin, history.known(now)));
+        known.filter(|(_, known)| known.last > 0).collect()
+    }
+
+    /// Returns true if there is no purge that another process knows and this one does not.
+    pub(super) fn has_all(&self, known: &Known) -> bool {
+        known.iter().all(|(origin, known)| known.idle_ms > RETENTION_MS || known.last <= self.last(*origin))
     }
 
     /// Returns the purges that another process does not know of.
     pub(super) fn missing(&self, known: &Known, other: u64, now: u64) -> Vec<Segment> {
-        let after = |origin| known.get(origin).copied().unwrap_or(0);
+        let after = |origin| known.get(origin).map_or(0, |known: &PeerKnown| known.last);
         let others = self.offered(now).filter(|(origin, _)| **origin != other);
         others.filter_map(|(origin, history)| history.segment(*origin, after(origin), now)).collect()
     }
 
-    /// Returns the purges of this process after a number.
+    /// Returns the purges of this process after a number, unless they are too old to be told.
     pub(super) fn own_after(&self, after: u64, now: u64) -> Option<Segment> {
-        self.origins.get(&self.own)?.segment(self.own, after, now)
+        self.origins.get(&self.own).filter(|history| history.is_offered(now))?.segment(self.own, after, now)
     }
 
     /// Takes purges that another process told of, and has `apply` apply those that were not known. If it may have told of less than was
@@ -162,22 +182,27 @@ impl Log {
         self.bound(now);
     }
 
-    /// Takes over what another process knows, where nothing is stored yet that a purge could be about.
+    /// Takes over what another process knows, where nothing is stored yet that a purge could be about. Whoever lacks any of it hears
+    /// that everything was purged, because this process does not know what was.
     pub(super) fn adopt(&mut self, known: &Known, now: u64) {
-        for (origin, last) in known.iter().filter(|(origin, _)| **origin != self.own) {
-            let history = self.origins.entry(*origin).or_default();
-            if *last > history.last {
-                (history.last, history.changed_at) = (*last, now);
+        let own = self.own;
+        for (origin, PeerKnown { last, idle_ms }) in known.iter().filter(|(origin, _)| **origin != own) {
+            if *last > self.last(*origin) {
+                let history = self.origins.entry(*origin).or_default();
+                (history.last, history.changed_at) = (*last, now.saturating_sub(*idle_ms));
+                history.is_adopted = true;
+                self.drop_all_of(*origin, now);
             }
         }
+        self.bound(now);
     }
 
     /// Forgets purges that every pod hears of by Redis, because it was told of all that were heard of until `until`.
     pub(super) fn settle(&mut self, until: u64) {
         for history in self.origins.values_mut() {
             self.names -= history.drop_until(until);
-            if history.floor_at <= until {
-                history.floor = 0;
+            if !history.is_adopted {
+                history.forget_floor(until);
             }
         }
     }
@@ -187,6 +212,7 @@ impl Log {
         let until = now.saturating_sub(RETENTION_MS);
         for history in self.origins.values_mut() {
             self.names -= history.drop_until(until);
+            history.forget_floor(until);
         }
         let own = self.own;
         // Twice as long, so that nobody is told anew of one that is forgotten.
@@ -196,8 +222,7 @@ impl Log {
 
     /// Returns the processes that have purged anything of late.
     fn offered(&self, now: u64) -> impl Iterator<Item = (&u64, &History)> {
-        let since = now.saturating_sub(RETENTION_MS);
-        self.origins.iter().filter(move |(_, history)| history.changed_at >= since)
+        self.origins.iter().filter(move |(_, history)| history.is_offered(now))
     }
 
     fn drop_all_of(&mut self, origin: u64, now: u64) {
@@ -218,10 +243,51 @@ impl Log {
             (history.floor, history.floor_at) = (purge.seq, now);
             self.names -= purge.names.len();
         }
+        self.bound_origins(now);
+    }
+
+    /// Drops the half of the processes whose last purge is the oldest, if there are too many, and has everything purged where one of
+    /// them may not have been heard of.
+    fn bound_origins(&mut self, now: u64) {
+        if self.origins.len() <= MAX_ORIGINS {
+            return;
+        }
+        let mut ages: Vec<_> =
+            self.origins.iter().map(|(origin, history)| (history.changed_at, *origin)).collect();
+        ages.sort_unstable();
+        let mut is_offered = false;
+        for (_, origin) in ages.into_iter().filter(|(_, origin)| *origin != self.own).take(MAX_ORIGINS / 2) {
+            if let Some(mut history) = self.origins.remove(&origin) {
+                is_offered |= history.is_offered(now);
+                self.names -= history.drop_until(u64::MAX);
+            }
+        }
+        if is_offered {
+            let own = self.origins.entry(self.own).or_default();
+            (own.last, own.changed_at) = (own.last + 1, now);
+            self.drop_all_of(self.own, now);
+        }
     }
 }
 
 impl History {
+    /// Returns true if others are told of its purges.
+    const fn is_offered(&self, now: u64) -> bool {
+        self.changed_at >= now.saturating_sub(RETENTION_MS)
+    }
+
+    const fn known(&self, now: u64) -> PeerKnown {
+        PeerKnown { last: self.last, idle_ms: now.saturating_sub(self.changed_at) }
+    }
+
+    /// Forgets that purges were dropped, if that was until then.
+    const fn forget_floor(&mut self, until: u64) {
+        if self.floor_at <= until {
+            self.floor = 0;
+            self.is_adopted = false;
+        }
+    }
+
     fn segment(&self, origin: u64, after: u64, now: u64) -> Option<Segment> {
         if self.last <= after {
             return None;
@@ -277,7 +343,8 @@ mod tests {
         drop(a);
         assert_eq!(sync(&b, &mut c, 20), Some([purge("a").names, purge("b").names].concat()));
         assert_eq!(sync(&b, &mut c, 20), Some(vec![]), "once");
-        assert_eq!(c.known(20), BTreeMap::from([(1, 1), (2, 1)]));
+        let known = |idle_ms| PeerKnown { last: 1, idle_ms };
+        assert_eq!(c.known(20), BTreeMap::from([(1, known(10)), (2, known(0))]));
         assert_eq!(sync(&c, &mut b, 20), Some(vec![]), "its own are not told to a pod");
     }
 
@@ -335,7 +402,8 @@ mod tests {
         let now = RETENTION_MS + 2;
         b.forget_old(now);
         assert_eq!((b.names, b.last(1)), (0, 1));
-        assert_eq!((b.known(now).len(), a.missing(&Known::new(), 2, now).len()), (0, 0));
+        assert_eq!(a.missing(&Known::new(), 2, now), [], "nobody is told");
+        assert_eq!((a.own_after(0, now), a.own_last(now)), (None, 0), "not even by the process itself");
         b.forget_old(2 * RETENTION_MS + 2);
         assert_eq!(b.last(1), 0);
     }
@@ -359,5 +427,58 @@ mod tests {
         assert_eq!(sync(&a, &mut b, 1), Some(vec![]));
         a.append(purge("b"), 2);
         assert_eq!(sync(&a, &mut b, 2), Some(purge("b").names));
+    }
+    #[test]
+    fn what_was_taken_over_is_everything_to_those_that_lack_it() {
+        let (mut a, mut b, mut c) = (Log::new(1), Log::new(2), Log::new(3));
+        a.append(purge("a"), 1);
+        b.adopt(&a.known(1), 1);
+        b.settle(5);
+        assert_eq!(sync(&b, &mut c, 5), None, "redis was not told of it by the one that took it over");
+        assert_eq!(sync(&a, &mut b, 5), Some(vec![]));
+    }
+
+    #[test]
+    fn process_that_purges_no_more_leaves_logs_that_took_it_over() {
+        let (mut a, mut b) = (Log::new(1), Log::new(2));
+        a.append(purge("a"), 1);
+        assert!(sync(&a, &mut b, 1).is_some());
+        for number in 3..7 {
+            let (mut next, now) = (Log::new(number), (number - 2) * RETENTION_MS / 2);
+            next.adopt(&b.known(now), now);
+            next.forget_old(now);
+            b = next;
+        }
+        let now = 2 * RETENTION_MS + 2;
+        b.forget_old(now);
+        assert_eq!(b.known(now), Known::new());
+    }
+
+    #[test]
+    fn burst_of_purges_is_forgotten_after_a_while() {
+        let (mut a, mut b) = (Log::new(1), Log::new(2));
+        for number in 0..=MAX_NAMES {
+            a.append(purge(&number.to_string()), 1);
+        }
+        assert!(sync(&a, &mut b, 1).is_none());
+        let later = 3 * RETENTION_MS;
+        a.forget_old(later);
+        b.forget_old(later);
+        assert_eq!(b.last(1), 0);
+        a.append(purge("later"), later);
+        assert_eq!(sync(&a, &mut b, later), Some(purge("later").names), "and not everything");
+    }
+
+    #[test]
+    fn processes_are_bounded_and_those_that_lack_a_dropped_one_hear_of_everything() {
+        let (mut a, mut b) = (Log::new(1), Log::new(2));
+        for number in 0..=MAX_ORIGINS as u64 {
+            let mut other = Log::new(10 + number);
+            other.append(purge(&number.to_string()), number);
+            assert!(sync(&other, &mut a, number).is_some());
+        }
+        assert!(a.origins.len() <= MAX_ORIGINS / 2 + 2, "{}", a.origins.len());
+        assert_eq!(sync(&a, &mut b, 2 * MAX_ORIGINS as u64), None);
+        assert_eq!(sync(&a, &mut b, 2 * MAX_ORIGINS as u64), Some(vec![]), "once");
     }
 }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use larder_api::admin::PeersReport;
+use larder_api::admin::{PeerReplied, PeersReport};
 use parking_lot::Mutex;
 use tokio::{
     net::lookup_host,
@@ -112,9 +112,9 @@ impl Member {
     }
 
     /// Records a reply to a request that left at `asked_at`.
-    pub(super) fn replied(&self, acknowledged: u64, asked_at: Instant) {
+    pub(super) fn replied(&self, acknowledged: u64, reply: PeerReplied, asked_at: Instant) {
         self.state.send_modify(|state| {
-            if let Some(reason) = state.replied(acknowledged, asked_at, Instant::now()) {
+            if let Some(reason) = state.replied(acknowledged, reply, asked_at, Instant::now()) {
                 tracing::info!(peer = %self.address, was = reason, "another pod is told of purges again");
             }
         });
@@ -141,10 +141,11 @@ impl Member {
         state.reach = Reach::Unreachable(reason.to_owned());
     }
 
-    /// Waits until a request to it has ended.
-    pub(super) async fn tried(&self, deadline: Instant) {
+    /// Waits until it has replied, or turns out to be this pod.
+    pub(super) async fn joined(&self, deadline: Instant) {
+        let has_joined = |state: &State| !state.has_never_replied() || state.reach == Reach::Own;
         let mut state = self.state.subscribe();
-        let _ = timeout_at(deadline, state.wait_for(|state| state.reach != Reach::Unknown)).await;
+        let _ = timeout_at(deadline, state.wait_for(has_joined)).await;
     }
 
     /// Waits until all purges through this process up to a number hold there, or it can't be told; `None`: it is this pod.

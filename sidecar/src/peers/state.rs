@@ -1,5 +1,6 @@
 //! State of another pod, as far as this one knows.
 
+use larder_api::admin::PeerReplied;
 use tokio::time::Instant;
 
 use super::ACKNOWLEDGEMENT_TIMEOUT;
@@ -15,6 +16,8 @@ pub(super) struct State {
     pub(super) acknowledged: u64,
     /// Time at which the last request left that it replied to.
     pub(super) asked_at: Option<Instant>,
+    /// The last reply.
+    pub(super) replied: Option<PeerReplied>,
     /// Time of the last reply that came in time.
     prompt_at: Option<Instant>,
 }
@@ -42,8 +45,14 @@ impl State {
     /// Takes a reply to a request that left at `asked_at`. Returns the reason that it was unreachable until then.
     ///
     /// One that came too late does not change that: each purge would wait for the pod in vain.
-    pub(super) fn replied(&mut self, acknowledged: u64, asked_at: Instant, now: Instant) -> Option<String> {
-        (self.acknowledged, self.asked_at) = (acknowledged, Some(asked_at));
+    pub(super) fn replied(
+        &mut self,
+        acknowledged: u64,
+        reply: PeerReplied,
+        asked_at: Instant,
+        now: Instant,
+    ) -> Option<String> {
+        (self.acknowledged, self.replied, self.asked_at) = (acknowledged, Some(reply), Some(asked_at));
         let is_prompt = now.duration_since(asked_at) <= ACKNOWLEDGEMENT_TIMEOUT;
         if is_prompt {
             self.prompt_at = Some(now);
@@ -80,11 +89,11 @@ mod tests {
     fn slow_pod_stays_unreachable_until_it_replies_in_time() {
         let (mut state, now) =
             (State { reach: Reach::Unreachable("x".into()), ..State::default() }, Instant::now());
-        assert_eq!(state.replied(3, now, now + SLOW), None);
+        assert_eq!(state.replied(3, PeerReplied::default(), now, now + SLOW), None);
         assert_eq!((state.acknowledged, &state.reach), (3, &Reach::Unreachable(LATE.into())), "it has them");
-        assert_eq!(state.replied(4, now, now + PROMPT), Some(LATE.into()));
+        assert_eq!(state.replied(4, PeerReplied::default(), now, now + PROMPT), Some(LATE.into()));
         assert_eq!(state.reach, Reach::Reachable);
-        assert_eq!(state.replied(5, now, now + SLOW), None);
+        assert_eq!(state.replied(5, PeerReplied::default(), now, now + SLOW), None);
         assert_eq!(state.reach, Reach::Reachable, "no purge has waited for it in vain");
     }
 
@@ -92,9 +101,9 @@ mod tests {
     fn wait_is_in_vain_if_no_reply_came_in_time_meanwhile() {
         let (mut state, began) = (State::default(), Instant::now());
         assert!(state.is_late(began));
-        state.replied(0, began - SLOW, began + PROMPT);
+        state.replied(0, PeerReplied::default(), began - SLOW, began + PROMPT);
         assert!(state.is_late(began), "it replied, but too late");
-        state.replied(0, began, began + PROMPT);
+        state.replied(0, PeerReplied::default(), began, began + PROMPT);
         assert!(!state.is_late(began), "it replied to what it was sent before");
         assert!(state.is_late(began + SLOW), "and not since");
     }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
-use larder_api::admin::{PeerReply, PeerRequest};
+use larder_api::admin::{PeerReplied, PeerReply, PeerRequest};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
@@ -61,8 +61,9 @@ impl Peers {
                     client.close();
                     member.failed(&error.to_string());
                     member.rest(pause).await;
-                    let is_leaving = self.is_leaving.load(Ordering::Acquire);
-                    pause = if is_leaving { SHORTEST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+                    let is_pressed =
+                        [&self.is_joining, &self.is_leaving].iter().any(|is| is.load(Ordering::Acquire));
+                    pause = if is_pressed { SHORTEST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
                     // It may be another process by now.
                     member.compare();
                     continue;
@@ -70,7 +71,7 @@ impl Peers {
             };
             pause = SHORTEST_PAUSE;
             let acknowledged = member.state().acknowledged;
-            let is_behind = acknowledged < self.log.lock().last(self.instance);
+            let is_behind = acknowledged < self.log.lock().own_last(boot_ms());
             if progress.takes_nothing(acknowledged) {
                 sleep(SHORTEST_PAUSE).await;
             } else if !is_behind && progress.lacks.is_none() && !member.is_to_be_compared() {
@@ -107,6 +108,7 @@ impl Peers {
                 address: self.options.address,
                 begins,
                 known: compares.then(|| log.known(now)),
+                replied: state.replied,
                 purges: purges.into_iter().map(Into::into).collect(),
             };
             (request, told)
@@ -120,16 +122,18 @@ impl Peers {
             return Ok(Outcome::Own);
         }
         let segments = purges.into_iter().map(message::segment).collect::<Option<Vec<_>>>();
-        self.hear(segments.ok_or_else(|| PeerError::Reply("malformed purges".into()))?, instance, age_ms);
+        let segments = segments.ok_or_else(|| PeerError::Reply("malformed purges".into()))?;
+        self.hear(segments, instance, age_ms);
+        if known.is_some() && !begins {
+            self.close_gap(instance, age_ms, now);
+        }
         let mut progress = Progress { acknowledged: state.acknowledged, told, lacks: None };
         if let Some(known) = known {
             let mut log = self.log.lock();
-            if !begins {
-                self.contacts.lock().record(instance, now);
-            } else if self.is_joining.load(Ordering::Acquire) {
+            if begins && self.is_joining.load(Ordering::Acquire) {
                 log.adopt(&known, now);
                 self.contacts.lock().record(instance, now);
-            } else {
+            } else if begins {
                 // Something may be stored by now that a purge in between was about.
                 member.compare();
             }
@@ -137,7 +141,7 @@ impl Peers {
                 progress.lacks = Some(known);
             }
         }
-        member.replied(acknowledged, asked_at);
+        member.replied(acknowledged, PeerReplied { instance, age_ms }, asked_at);
         Ok(Outcome::Replied(progress))
     }
 }

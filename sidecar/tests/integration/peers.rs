@@ -214,6 +214,25 @@ async fn sidecar_that_begins_is_told_from_its_first_request_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sidecar_that_begins_waits_for_one_that_refuses_it_at_first() {
+    let (policy, origin) = (Policy::new(ALONE), Origin::numbered(&[]).await);
+    let [a, b] = [free_port(), free_port()];
+    // The first knows the second only if that makes itself known.
+    let first = Sidecar::among(&policy, origin.address, a, &[a]).await;
+    let relay = Relay::to(first.admin).await;
+    relay.suffer(Fault::Cut);
+    let known = [relay.port];
+    let mends = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        relay.suffer(Fault::Nothing);
+    };
+    let (second, ()) = tokio::join!(Sidecar::among(&policy, origin.address, b, &known), mends);
+    let before = second.get("/a").await.body;
+    first.put("/a").await;
+    assert_ne!(second.get("/a").await.body, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn sidecar_that_ends_hands_on_purges_that_were_not_acknowledged() {
     let (policy, origin) = (Policy::new(ALONE), Origin::numbered(&[]).await);
     let sidecars = three([&policy; 3], &origin).await;
