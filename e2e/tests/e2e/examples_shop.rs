@@ -35,7 +35,7 @@ async fn examples_shop_has_two_ttls_a_way_past_the_cache_and_keeps_200s_alone() 
             ensure!(nobody.status == 404 && !nobody.is_hit() && !nobody.is_stored(), "{nobody:?}");
         }
         let stats = stats(sandbox, &agent, pod).await?;
-        ensure!(stats.total_cached_keys == kept, "a 404 is kept: {stats:?}, not {kept}");
+        ensure!(stats.total_cached_keys == kept, "a 404 is kept: {stats:?}, not {kept:?}");
         Ok(())
     })
     .await
