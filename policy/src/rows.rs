@@ -42,7 +42,7 @@ impl RowPurge {
         for (templates, is_prefix) in [(paths, false), (prefixes, true)] {
             for template in templates {
                 match Filled::of(template.as_str(), &value) {
-                    Filled::Text(path) if is_prefix && leads_out(&path) => {
+                    Filled::Text(path) if is_prefix && leads_out(literal_prefix(template), &path) => {
                         purges.prefixes.push(literal_prefix(template).to_owned());
                     }
                     Filled::Text(path) if is_prefix => purges.prefixes.push(path),

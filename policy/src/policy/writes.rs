@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Policy, Route, check::Check};
 use crate::{
     Fields, PathTemplate, PurgeName, Writing,
-    path::{Readings, decode_fully, fold},
+    path::{Readings, decode_fully, fold, loose_texts},
     spec::{OnWrite, PurgeSpec},
     template::{Parameters, encoded, encoded_segments, literal_folder},
     writing::{Expandable, Expanded, Placeholder},
@@ -203,7 +203,10 @@ impl Policy {
         for path in paths {
             for expanded in expand(path, &value_in_path) {
                 match expanded {
-                    Expanded::Text(path) => named.paths.push(path),
+                    Expanded::Text(text) if leads_out(path.literal_folder(), &text) => {
+                        named.prefixes.push(path.literal_folder().to_owned());
+                    }
+                    Expanded::Text(text) => named.paths.push(text),
                     Expanded::Between(start, _) => named.prefixes.push(within(path, literal_folder(&start))),
                 }
             }
@@ -278,15 +281,21 @@ fn settled(text: &str) -> Option<String> {
 /// Returns a prefix that a template was expanded to, or the literal part of the template if a value leads out of it: a write to
 /// `/items/..` is no reason to purge what is above.
 fn within(template: &Expandable, prefix: &str) -> String {
-    if leads_out(prefix) { template.literal_folder() } else { prefix }.to_owned()
+    let folder = template.literal_folder();
+    if leads_out(folder, prefix) { folder } else { prefix }.to_owned()
 }
 
-/// Returns true if a server may read a path as one that has `.` or `..` as a segment.
-pub(crate) fn leads_out(path: &str) -> bool {
-    path.split('/').any(|segment| {
-        let read = decode_fully(segment);
-        read.split(['/', '\\', ';']).any(|part| matches!(part, "." | ".."))
-    })
+/// Returns true if some server may read a path in a folder as one that is not below it. A purge by that path would be one by such a reading,
+/// too.
+pub(crate) fn leads_out(folder: &str, path: &str) -> bool {
+    let folders: Vec<_> = loose_texts(folder).collect();
+    let is_below = |text: &str| {
+        folders.iter().any(|folder| {
+            let rest = text.strip_prefix(folder.trim_end_matches('/'));
+            rest.is_some_and(|rest| rest.len() > 1 && rest.starts_with('/'))
+        })
+    };
+    path != folder && !loose_texts(path).all(|text| is_below(&text))
 }
 
 /// Stored responses that a write invalidates.

@@ -88,15 +88,61 @@ fn more_values_than_are_purged_one_by_one_are_unknown() {
 #[test]
 fn value_never_leads_out_of_its_prefix() {
     let policy = Policy::compile(&spec(&rules())).unwrap();
-    for doc in ["..", "%2e%2E", "%252e%252e", "."] {
-        let purges = policy.purges_of(&write(
-            &policy,
-            &format!("/rpc/x?doc={doc}"),
-            &[],
-            Some(r#"{"user": {"id": 1}}"#),
-        ));
+    for doc in [
+        ".",
+        "..",
+        "...",
+        "a/..",
+        "%2e%2E",
+        "%252e%252e",
+        "../..",
+        "..%2F..",
+        "..%252f..",
+        "..;x",
+        "..%3Bx",
+        "../other/1",
+        "x/../../other",
+        "x%2F..%2F..%2Fother",
+        "..%5C..%5Cother",
+        "..%255cother",
+        "..%00",
+        "..?x",
+        "..%E0%80%AFother",
+    ] {
+        let body = Some(r#"{"user": {"id": 1}}"#);
+        let purges = policy.purges_of(&write(&policy, &format!("/rpc/x?doc={doc}"), &[], body));
         assert_eq!(purges.hard.prefixes, ["/docs/"], "{doc}");
     }
+    for doc in ["a/../b", "a;x", "a..b", "A%2Fb"] {
+        let purges = policy.purges_of(&write(&policy, &format!("/rpc/x?doc={doc}"), &[], Some("{}")));
+        let of_doc = purges.hard.prefixes.iter().filter(|prefix| prefix.starts_with("/docs/"));
+        assert!(of_doc.clone().all(|prefix| prefix.len() > "/docs/".len()), "{doc}: {purges:?}");
+        assert!(of_doc.count() > 0, "{doc}: {purges:?}");
+    }
+}
+
+#[test]
+fn value_in_a_path_leads_out_neither() {
+    let text = rules()
+        .replace(r#"["/docs/{query:doc}"]"#, r#"["/Docs/{query:doc}/{body:/x}", "/w/{method}"]"#)
+        .replace(r#"["/pages/{body:/user/id}/x"]"#, r#"["/t/{header:X-Team}", "/w/{method}/a"]"#);
+    let policy = Policy::compile(&spec(&text)).unwrap();
+    let purges_of = |target: &str, team: &str| {
+        let body = Some(r#"{"user": {"id": 1}}"#);
+        policy.purges_of(&write(&policy, target, &[("x-team", team)], body)).hard
+    };
+    for (target, team) in [
+        ("/rpc/..%2f..?doc=..", "../other/1"),
+        ("/rpc/..%252f..?doc=..%2F..", "..\\other"),
+        ("/rpc/..%5c..%5cother?doc=..;x", "a/../../other"),
+    ] {
+        let purges = purges_of(target, team);
+        assert_eq!(purges.prefixes, ["/Docs/", "/t/", "/w/"], "{target} {team}");
+        assert!(purges.paths.is_empty(), "{target} {team}: {purges:?}");
+    }
+    let purges = purges_of("/rpc/b?doc=a", "../t/1");
+    assert_eq!(purges.prefixes, ["/Docs/a/", "/w/b"]);
+    assert_eq!(purges.paths, ["/t/..%2Ft%2F1", "/w/b/a"]);
 }
 
 #[test]
