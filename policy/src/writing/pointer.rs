@@ -10,6 +10,9 @@ use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visito
 use super::values::Collected;
 use crate::path::fold;
 
+/// Magnitude up to which a double has every integer.
+const MAX_INTEGER: f64 = (1_u64 << 53) as f64;
+
 /// A JSON pointer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pointer {
@@ -59,6 +62,16 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
+    /// Adds an integer, and the one that it is to programs in which every number is a double, such as those in JavaScript.
+    fn integer<E>(self, value: String, as_double: f64) -> Result<(), E> {
+        if self.tokens.is_empty() && as_double.abs() >= MAX_INTEGER {
+            self.found.add(value);
+            self.found.add(as_double.to_string());
+            return Ok(());
+        }
+        self.scalar(value)
+    }
+
     fn scalar<E>(self, value: String) -> Result<(), E> {
         match self.tokens {
             [] => self.found.add(value),
@@ -88,16 +101,14 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
-        self.scalar(value.to_string())
+        self.integer(value.to_string(), value as f64)
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
-        self.scalar(value.to_string())
+        self.integer(value.to_string(), value as f64)
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
-        /// Magnitude up to which a double has every integer.
-        const MAX_INTEGER: f64 = (1_u64 << 53) as f64;
         if self.tokens.is_empty() && value.fract() == 0.0 && value.abs() < MAX_INTEGER {
             // Programs differ in how they write such a number.
             self.found.add(format!("{}", value as i64));
@@ -178,7 +189,10 @@ mod tests {
             ("/user/id", r#"{"user": {"id": "a b/\u00fc"}, "x": [1]}"#, &["a b/\u{fc}"][..]),
             ("/id", r#"{"id": 7}"#, &["7"]),
             ("/id", r#"{"id": -7}"#, &["-7"]),
-            ("/id", r#"{"id": 18446744073709551615}"#, &["18446744073709551615"]),
+            ("/id", r#"{"id": 9007199254740992}"#, &["9007199254740992"]),
+            ("/id", r#"{"id": 9007199254740993}"#, &["9007199254740993", "9007199254740992"]),
+            ("/id", r#"{"id": -9007199254740993}"#, &["-9007199254740993", "-9007199254740992"]),
+            ("/id", r#"{"id": 18446744073709551615}"#, &["18446744073709551615", "18446744073709552000"]),
             ("/id", r#"{"id": 7.0}"#, &["7", "7.0"]),
             ("/id", r#"{"id": 1e2}"#, &["100", "100.0"]),
             ("/id", r#"{"id": "7.0"}"#, &["7.0"]),

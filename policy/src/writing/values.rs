@@ -78,21 +78,56 @@ pub(super) fn of_query(
 }
 
 /// Returns the values of a header field whose name is in lower case, with `-` where applications may read another sign: each line, and
-/// the members of a list (RFC 9110, section 5.6.1).
+/// the members of a list (RFC 9110, section 5.6.1), with their quotes and without, in UTF-8 and in ISO 8859-1.
 pub(super) fn of_header(name: &str, fields: &(impl Fields + ?Sized)) -> Option<Vec<String>> {
     let mut found = Collected::default();
     for (_, line) in fields.lines().filter(|(own, _)| is_alike(own, name)) {
-        let Ok(line) = str::from_utf8(line) else {
-            found.add_unknown();
-            continue;
-        };
-        found.add(line.trim().to_owned());
-        if line.contains(',') {
-            let members = line.split(',').map(str::trim).filter(|member| !member.is_empty());
-            members.for_each(|member| found.add(member.to_owned()));
+        match str::from_utf8(line) {
+            Ok(text) => add_line(&mut found, text),
+            Err(_) => found.add_unknown(),
+        }
+        if !line.is_ascii() {
+            let text: String = line.iter().copied().map(char::from).collect();
+            add_line(&mut found, &text);
         }
     }
     found.finish()
+}
+
+fn add_line(found: &mut Collected, line: &str) {
+    let mut add = |text: &str| {
+        found.add(text.to_owned());
+        if let Some(unquoted) = unquoted(text) {
+            found.add(unquoted);
+        }
+    };
+    add(line.trim());
+    if line.contains(',') {
+        // Programs split lists with regard to quotes, or without.
+        let members = line.split(',').chain(members(line)).map(str::trim);
+        members.filter(|member| !member.is_empty()).for_each(add);
+    }
+}
+
+/// Returns the members of a list, whose quoted strings may have commas.
+fn members(line: &str) -> impl Iterator<Item = &str> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    line.split(move |c| {
+        is_quoted ^= c == '"' && !is_escaped;
+        is_escaped = c == '\\' && is_quoted && !is_escaped;
+        c == ',' && !is_quoted
+    })
+}
+
+/// Returns the text that a quoted string stands for (RFC 9110, section 5.6.4).
+fn unquoted(text: &str) -> Option<String> {
+    let inner = text.strip_prefix('"')?.strip_suffix('"')?;
+    let mut is_escaped = false;
+    let is_part = |c: &char| {
+        is_escaped = *c == '\\' && !is_escaped;
+        !is_escaped
+    };
+    Some(inner.chars().filter(is_part).collect())
 }
 
 #[cfg(test)]
@@ -141,6 +176,27 @@ mod tests {
         assert_eq!(of_header("x-none", lines), None);
         assert_eq!(of_header("x-other", lines), None);
         let empty: &[(&[u8], &[u8])] = &[(b"x-team", b"a"), (b"x-team", b"")];
+        assert_eq!(of_header("x-team", empty), None);
+    }
+
+    #[test]
+    fn header_is_read_with_and_without_quotes_and_in_both_charsets() {
+        for (line, expected) in [
+            (&b"\"a\""[..], &["\"a\"", "a"][..]),
+            (b"\"a,b\", c", &["\"a,b\", c", "\"a", "b\"", "c", "\"a,b\"", "a,b"]),
+            (br#""a\"b""#, &[r#""a\"b""#, "a\"b"]),
+            (b"caf\xC3\xA9", &["caf\u{e9}", "caf\u{c3}\u{a9}"]),
+            (b"\"\xC3\xA9\"", &["\"\u{e9}\"", "\u{e9}", "\"\u{c3}\u{a9}\"", "\u{c3}\u{a9}"]),
+            (b"a\"", &["a\""]),
+        ] {
+            let lines: &[(&[u8], &[u8])] = &[(b"x-team", line)];
+            let mut values = of_header("x-team", lines).unwrap();
+            let mut expected = expected.to_vec();
+            values.sort();
+            expected.sort_unstable();
+            assert_eq!(values, expected, "{}", String::from_utf8_lossy(line));
+        }
+        let empty: &[(&[u8], &[u8])] = &[(b"x-team", b"a, \"\"")];
         assert_eq!(of_header("x-team", empty), None);
     }
 }
