@@ -429,7 +429,7 @@ mod tests {
         assert_eq!(sync(&a, &mut b, 2), Some(purge("b").names));
     }
     #[test]
-    fn what_was_taken_over_is_everything_to_those_that_lack_it() {
+    fn adopted_purges_are_everything_to_processes_without_them() {
         let (mut a, mut b, mut c) = (Log::new(1), Log::new(2), Log::new(3));
         a.append(purge("a"), 1);
         b.adopt(&a.known(1), 1);
