@@ -20,14 +20,17 @@ use super::{BODY_TIMEOUT, Http1Guard, ImmediateResponder};
 /// left, and less than the default `collapseTimeout`, so that no further request is sent for it.
 const READ_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Maximum time without a byte of a response that has begun, or before that of one to a write: a write goes on without its client, who
-/// would not learn its outcome.
-pub(super) const RESPONSE_TIMEOUT: Duration = BODY_TIMEOUT;
+/// Maximum time without a byte of a response that has begun. Most clients that close their side have left, and a stream that pauses holds
+/// the application's side for as long.
+pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Maximum time without a sign of the response to a write, which goes on without its client, who would not learn its outcome.
+const WRITE_TIMEOUT: Duration = BODY_TIMEOUT;
 
 /// Returns the maximum time before the first byte of the response to a request with this method.
 pub(super) fn timeout_of(method: &str) -> Duration {
     let is_read = matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE");
-    if is_read { READ_TIMEOUT } else { RESPONSE_TIMEOUT }
+    if is_read { READ_TIMEOUT } else { WRITE_TIMEOUT }
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Guard<IO, A> {
