@@ -7,7 +7,7 @@ use unicode_normalization::UnicodeNormalization as _;
 
 mod readings;
 
-pub(crate) use self::readings::{Readings, decode_fully, fold, loose_texts, only_reading};
+pub(crate) use self::readings::{Readings, all_texts, decode_fully, fold, loose_texts, only_reading};
 
 /// Characters that end a path in a URL. Non-ASCII characters are encoded regardless of the set.
 const NOT_IN_PATH: &AsciiSet = &AsciiSet::EMPTY.add(b'?').add(b'#');

@@ -9,7 +9,7 @@ use std::{
 use bytes::BufMut as _;
 use unicode_normalization::UnicodeNormalization as _;
 
-use crate::path::{decode_fully, fold, loose_texts};
+use crate::path::{all_texts, decode_fully, fold, loose_texts};
 
 mod key;
 
@@ -71,13 +71,17 @@ impl PurgeName {
         loose_texts(path).map(|text| Self::new("path", &[&text]))
     }
 
-    /// Returns the names of the prefixes of a path, in segments: `/a` and `/a/b` among those of `/a/b/c`, and `/` and the path itself.
+    /// Returns the names of the prefixes of a path, in segments: `/a` and `/a/b` among those of `/a/b/c`, and `/` and the path itself. Those
+    /// of every reading count: a route that never asks the application stores responses under `/a/..%2Fb`.
     /// No response is stored with them: they are found from its path where [`Self::ANY_PREFIX`] has been purged since.
     pub fn prefixes_of(path: &str) -> Vec<Self> {
-        let text = loose_texts(path).next().expect("a path has a reading");
-        let ends = text.match_indices('/').map(|(at, _)| at).skip(1).chain([text.len()]);
-        let longer = ends.filter(|end| *end > 1).take(MAX_PREFIX_SEGMENTS).map(|end| &text[..end]);
-        ["/"].into_iter().chain(longer).map(|prefix| Self::new("prefix", &[prefix])).collect()
+        let mut names = vec![Self::new("prefix", &["/"])];
+        for text in all_texts(path) {
+            let ends = text.match_indices('/').map(|(at, _)| at).skip(1).chain([text.len()]);
+            let longer = ends.filter(|end| *end > 1).take(MAX_PREFIX_SEGMENTS).map(|end| &text[..end]);
+            names.extend(longer.map(|prefix| Self::new("prefix", &[prefix])));
+        }
+        names
     }
 
     /// Returns the names that a purge of all paths under a prefix raises, by every reading of it that a server may have, and
@@ -306,6 +310,10 @@ mod tests {
             assert!(!is_under("/a/b/c", prefix), "{prefix}");
         }
         assert!(is_under("/", "/") && !is_under("/", "/a"));
+        for path in ["/a/..%2Fb", "/a/..%252fb", "/A/x%5C..%5C..%5Cb", "/a/x/..;/../b"] {
+            assert!(is_under(path, "/a") && is_under(path, "/b"), "{path}");
+            assert!(!is_under(path, "/c"), "{path}");
+        }
         assert!(is_under("/caf%C3%A9/x", "/caf\u{e9}") && is_under("/a%20b/x", "/a+b"));
         let deep = "/a".repeat(100);
         assert!(is_under(&deep, &"/a".repeat(32)) && is_under(&deep, &deep) && is_under(&deep, "/a"));

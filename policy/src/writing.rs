@@ -1,5 +1,6 @@
 //! Requests that may change something, whatever they look like.
 
+mod content;
 mod expandable;
 mod placeholder;
 mod pointer;
@@ -13,11 +14,11 @@ use crate::{
     names::{folded, is_alike, name_of, pairs},
 };
 
+pub use self::{content::is_plain_json, placeholder::Placeholder, pointer::Pointer};
 pub(crate) use self::{
     expandable::{Expandable, Expanded},
     placeholder::no_parameter,
 };
-pub use self::{placeholder::Placeholder, pointer::Pointer};
 
 /// Parts of the names, letters and digits alone, of header fields from which frameworks read another method than the
 /// request line's.
@@ -239,13 +240,9 @@ fn methods(value: &[u8]) -> Vec<Method> {
 }
 
 fn may_have_method_in_body(fields: &(impl Fields + ?Sized)) -> bool {
-    const TYPES: [&[u8]; 4] =
-        [b"application/x-www-form-urlencoded", b"multipart/form-data", b"application/json", b"text/json"];
-    fields.values("content-type").any(|value| {
-        let media_type = value.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-        let ends = media_type.len().saturating_sub(b"+json".len());
-        TYPES.iter().any(|known| media_type.eq_ignore_ascii_case(known))
-            || media_type[ends..].eq_ignore_ascii_case(b"+json")
+    const FORMS: [&[u8]; 2] = [b"application/x-www-form-urlencoded", b"multipart/form-data"];
+    fields.values("content-type").map(content::media_type).any(|media_type| {
+        FORMS.iter().any(|form| media_type.eq_ignore_ascii_case(form)) || content::is_json(media_type)
     })
 }
 

@@ -66,6 +66,17 @@ pub(crate) fn loose_texts(path: &str) -> impl Iterator<Item = Cow<'_, str>> {
     own.into_iter().chain(others.into_iter().map(|segments| Cow::Owned(text_of_segments(&segments))))
 }
 
+/// Returns the texts of every reading of a path, those of strict servers among them; one for an unambiguous path.
+pub(crate) fn all_texts(path: &str) -> impl Iterator<Item = Cow<'_, str>> {
+    let own = only_reading(path);
+    let others: Vec<_> = if own.is_some() {
+        vec![]
+    } else {
+        Readings::of_unsettled(path).iter().map(text_of_segments).collect()
+    };
+    own.into_iter().chain(others.into_iter().map(Cow::Owned))
+}
+
 fn text_of_segments(segments: &[String]) -> String {
     format!("/{}", fold(&segments.join("/")))
 }

@@ -140,6 +140,16 @@ impl Policy {
         }
     }
 
+    /// Reads the values in the beginning of a body that broke off before a response. JSON that is whole in it may have been read; any other
+    /// has told the application no value, so that nothing is purged by one.
+    pub fn read_broken_off(&self, writing: &mut Writing, beginning: &[u8]) {
+        for placeholder in self.values_for(writing) {
+            if let Placeholder::Body(pointer) = placeholder {
+                writing.note_values(placeholder, Some(pointer.values(beginning).unwrap_or_default()));
+            }
+        }
+    }
+
     /// Returns the values that rules for a write use, without those of its path.
     fn values_for(&self, writing: &Writing) -> Vec<&Placeholder> {
         let mut values = vec![];

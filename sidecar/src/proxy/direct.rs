@@ -20,7 +20,7 @@ use super::{
     CacheRequest, Client, FastPath, Proxy, Routed,
     classify::{self, Disposition, classify_fields, path_and_query},
     fast_path::{Finding, Found},
-    write::{Target, Write, purges_of},
+    write::{Target, Write, must_hold, purges_of},
 };
 use crate::{
     cache_status::Forward,
@@ -187,7 +187,9 @@ fn treatment(
     match classify_fields(snapshot, request) {
         Disposition::Pass(reason) => relay(reason, None, None),
         Disposition::Write { writing, protocol: None }
-            if !snapshot.policy().is_bare() && purges_of(snapshot, &writing).is_empty() =>
+            if !snapshot.policy().is_bare()
+                && purges_of(snapshot, &writing).is_empty()
+                && !must_hold(snapshot, &writing) =>
         {
             relay(Forward::Method, None, Some(writing))
         }

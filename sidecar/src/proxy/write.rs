@@ -5,9 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
-    header::{
-        CONTENT_ENCODING, CONTENT_LOCATION, HOST, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LOCATION, RANGE,
-    },
+    header::{CONTENT_LOCATION, HOST, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LOCATION, RANGE},
     request::Parts,
 };
 use hyper::{body::Incoming, upgrade::OnUpgrade};
@@ -17,6 +15,7 @@ use larder_policy::{
     policy::{RequestLine, WritePurges},
     response_meta::Times,
     spec::OnPurgeFailure,
+    writing::is_plain_json,
 };
 
 use super::{
@@ -108,12 +107,9 @@ impl Proxy {
         }
     }
 
-    /// Returns true if a write purges nothing that is known before its response, or its purge can be made to hold, or the policy lets it
-    /// pass all the same.
+    /// Returns true if nothing keeps a write from being sent: it need not hold, or its purge can be made to.
     async fn may_write(&self, snapshot: &Snapshot, writing: &Writing) -> bool {
-        let policy = snapshot.policy();
-        let refuses = policy.on_purge_failure == OnPurgeFailure::Refuse && !policy.suspended;
-        !refuses || purges_of(snapshot, writing).is_empty() || self.purging().can_hold(&snapshot.store).await
+        !must_hold(snapshot, writing) || self.purging().can_hold(&snapshot.store).await
     }
 
     /// Returns the POST of a sidecar without a policy, whose response may be one to GET as well.
@@ -151,6 +147,14 @@ impl Proxy {
     }
 }
 
+/// Returns true if the policy refuses a write unless its purge can be made to hold: one that makes stored responses stale, or whose response
+/// may name some.
+pub(super) fn must_hold(snapshot: &Snapshot, writing: &Writing) -> bool {
+    let policy = snapshot.policy();
+    let refuses = policy.on_purge_failure == OnPurgeFailure::Refuse && !policy.suspended;
+    refuses && (policy.obeys_responses || !purges_of(snapshot, writing).is_empty())
+}
+
 /// Returns what a successful write invalidates, except for those that its response points to.
 pub(super) fn purges_of(snapshot: &Snapshot, writing: &Writing) -> WritePurges {
     let mut purges = if snapshot.policy().is_bare() {
@@ -167,11 +171,10 @@ pub(super) fn purges_of(snapshot: &Snapshot, writing: &Writing) -> WritePurges {
     purges
 }
 
-/// Returns the maximum size of a write's body in which rules for it look for values; `None` if they do not, or it is compressed.
+/// Returns the maximum size of a write's body in which rules for it look for values; `None` if they do not, or applications may read it as
+/// something else than JSON.
 pub(super) fn body_limit(policy: &Policy, writing: &Writing, headers: &HeaderMap) -> Option<u64> {
-    let mut codings = headers.get_all(CONTENT_ENCODING).iter();
-    let is_coded = codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
-    policy.body_limit_of(writing).filter(|_| !is_coded)
+    policy.body_limit_of(writing).filter(|_| is_plain_json(headers))
 }
 
 /// Returns a copy of the head of a request.
@@ -256,7 +259,7 @@ impl Write {
         if let Some(response) = response {
             proxy.obey(response.headers()).await;
         }
-        let writing = self.with_values_of_body();
+        let writing = self.with_values_of_body(response.is_some());
         let may_have_changed = response.is_none_or(|response| !changed_nothing(response.status()));
         let policy = snapshot.policy();
         // A sidecar without a policy goes by the response alone.
@@ -289,11 +292,15 @@ impl Write {
         }
     }
 
-    /// Returns the write with the values in its body, if those are needed and all of the body has passed.
-    fn with_values_of_body(&self) -> Cow<'_, Writing> {
+    /// Returns the write with the values in its body, if those are needed and all of the body has passed, or its client has left within it
+    /// and gets no response.
+    fn with_values_of_body(&self, has_response: bool) -> Cow<'_, Writing> {
         let Some(body) = &self.body else { return Cow::Borrowed(&self.writing) };
-        let mut writing = self.writing.clone();
-        body.read(|body| self.snapshot.policy().read_body(&mut writing, body));
+        let (mut writing, policy) = (self.writing.clone(), self.snapshot.policy());
+        body.read(|body| policy.read_body(&mut writing, body));
+        if !has_response {
+            body.read_broken_off(|beginning| policy.read_broken_off(&mut writing, beginning));
+        }
         Cow::Owned(writing)
     }
 }

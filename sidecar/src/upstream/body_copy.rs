@@ -26,8 +26,10 @@ struct Copied {
 enum State {
     Incomplete,
     Complete,
-    /// The body broke off, or is larger than permitted.
+    /// The body is larger than permitted, or there was no memory for it.
     Lost,
+    /// The client broke the body off. What was copied before is kept.
+    BrokenOff,
 }
 
 impl BodyCopy {
@@ -43,11 +45,17 @@ impl BodyCopy {
         (copied.state == State::Complete).then(|| with(&copied.bytes))
     }
 
-    /// Makes room for a body of at least this length.
+    /// Reads what was copied of a body that its client broke off.
+    pub fn read_broken_off<T>(&self, with: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        let copied = self.0.lock();
+        (copied.state == State::BrokenOff).then(|| with(&copied.bytes))
+    }
+
+    /// Notes that the body has at least this length. It takes memory as it arrives: a client that only announces it takes none.
     pub(super) fn expect(&self, length: u64) {
         let mut copied = self.0.lock();
-        if copied.makes_room(length) {
-            copied.bytes.reserve_exact(length as usize);
+        if length > copied.limit {
+            copied.lose();
         }
     }
 
@@ -55,7 +63,7 @@ impl BodyCopy {
     pub(super) fn note<E>(&self, read: Option<&Result<Frame<Bytes>, E>>, has_ended: bool) {
         let copied = &mut *self.0.lock();
         match read {
-            Some(Err(_)) => copied.lose(),
+            Some(Err(_)) => copied.state = State::BrokenOff,
             Some(Ok(frame)) => {
                 let data = frame.data_ref().map_or(&[][..], |data| data);
                 let length = copied.bytes.len() + data.len();
@@ -77,10 +85,14 @@ impl Copied {
         if self.state != State::Incomplete {
             return false;
         }
+        if length > self.limit {
+            self.lose();
+            return false;
+        }
         // A vector that grows has up to twice its length.
-        let fits = length <= self.limit
-            && (2 * length <= self.reservation.bytes() || self.reservation.resize(2 * length));
+        let fits = 2 * length <= self.reservation.bytes() || self.reservation.resize(2 * length);
         if !fits {
+            self.reservation.refuse();
             self.lose();
         }
         fits
@@ -151,10 +163,37 @@ mod tests {
         assert!(reserved() >= 1 << 10);
         drop(copy);
         assert_eq!(reserved(), 0);
+        let taken: Vec<_> = std::iter::from_fn(|| budget.reserve(Kind::Requests, 1 << 20)).collect();
+        let (before, refused) = (reserved(), budget.refused(Kind::Requests));
         let copy = BodyCopy::new(1 << 30, &budget);
-        copy.expect(1 << 29);
-        copy.note::<()>(None, true);
+        copy.note::<()>(Some(&Ok(Frame::data(Bytes::from_static(&[0; 1 << 20])))), true);
         assert_eq!(copy.read(<[u8]>::to_vec), None);
-        assert_eq!(reserved(), 0);
+        assert_eq!((reserved(), budget.refused(Kind::Requests)), (before, refused + 1));
+        drop(taken);
+    }
+
+    #[test]
+    fn announced_length_takes_no_memory() {
+        let budget = budget();
+        let copy = BodyCopy::new(1 << 16, &budget);
+        copy.expect(1 << 16);
+        assert_eq!(budget.reserved(Kind::Requests), 0);
+        copy.note::<()>(Some(&Ok(Frame::data(Bytes::from_static(b"ab")))), false);
+        assert!(budget.reserved(Kind::Requests) < 1 << 10);
+    }
+
+    #[test]
+    fn beginning_of_a_body_that_broke_off_is_kept() {
+        let copy = BodyCopy::new(4, &budget());
+        copy.note::<()>(Some(&Ok(Frame::data(Bytes::from_static(b"ab")))), false);
+        assert_eq!(copy.read_broken_off(<[u8]>::to_vec), None);
+        copy.note(Some(&Err(())), false);
+        copy.note::<()>(None, true);
+        assert_eq!(copy.read_broken_off(<[u8]>::to_vec).unwrap(), b"ab");
+        assert_eq!(copy.read(<[u8]>::to_vec), None);
+        let too_long = BodyCopy::new(1, &budget());
+        too_long.note::<()>(Some(&Ok(Frame::data(Bytes::from_static(b"ab")))), false);
+        too_long.note(Some(&Err(())), false);
+        assert_eq!(too_long.read_broken_off(<[u8]>::to_vec).unwrap(), b"");
     }
 }

@@ -388,6 +388,21 @@ async fn without_redis_a_write_is_refused_while_another_sidecar_does_not_respond
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn write_whose_response_may_purge_is_refused_as_well() {
+    let spec = refusing(ALONE).replace("invalidation:\n", "invalidation:\n  fromResponses: true\n");
+    let (policy, origin) = (Policy::new(&spec), Origin::numbered(&[]).await);
+    let sidecars = three([&policy; 3], &origin).await;
+    let [a, _, c] = &sidecars;
+    let page = "/not/a/page";
+    until("it passes", async || (a.put(page).await.status == 200).then_some(())).await;
+    c.freeze();
+    let calls = origin.calls();
+    assert_eq!(a.put(page).await.status, 503);
+    assert_eq!(origin.calls(), calls, "the application has not seen it");
+    c.thaw();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_other_sidecars_no_write_is_refused() {
     let (policy, origin) = (Policy::new(&refusing(ALONE)), Origin::numbered(&[]).await);
     let sidecar = Sidecar::start(&policy, origin.address).await;

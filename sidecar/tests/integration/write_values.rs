@@ -159,7 +159,9 @@ async fn write_whose_body_does_not_say_purges_all_that_it_could_mean() {
     let whole = r#"{"user": {"id": 7}}"#;
     let of_length = |body: &str| format!("Content-Length: {}\r\n", body.len());
     let coded = format!("Content-Encoding: gzip\r\n{}", of_length(whole));
-    let cases: [(&str, &[&str]); 9] = [
+    let form = "Content-Type: application/x-www-form-urlencoded\r\n";
+    let utf7 = "Content-Type: application/json; charset=utf-7\r\n";
+    let cases: [(&str, &[&str]); 11] = [
         ("", &["{}"]),
         ("", &["user=7"]),
         ("", &[r#"{"user": {"id": null}}"#]),
@@ -167,6 +169,8 @@ async fn write_whose_body_does_not_say_purges_all_that_it_could_mean() {
         ("", &[]),
         ("Content-Length: 0\r\n", &[]),
         (&coded, &[whole]),
+        (form, &[r#"{"user": {"id": 8}, "x": "&user[id]=7&y="}"#]),
+        (utf7, &[whole]),
         ("", &[first, second]),
         (&of_length(&large), &[first, second]),
     ];
@@ -180,24 +184,30 @@ async fn write_whose_body_does_not_say_purges_all_that_it_could_mean() {
     }
     assert!(shop.first().logged("{body:/user/id}").is_some(), "the log names the value");
     shop.warm().await;
-    let coded = format!("Content-Encoding: identity\r\n{}", of_length(whole));
+    let coded =
+        format!("Content-Encoding: identity\r\nContent-Type: application/json\r\n{}", of_length(whole));
     post_in_pieces(shop.first(), &coded, &[whole]).await;
     shop.assert_purged(&[0], "a body without a coding").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn write_whose_client_leaves_within_its_body_purges_all_that_it_could_mean() {
+async fn body_that_breaks_off_purges_by_the_json_that_was_whole() {
     let shop = Shop::open().await;
     shop.warm().await;
-    let mut wire = Wire::to(shop.first().address).await;
-    wire.say("POST /rpc HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 100\r\n\r\n{\"user\": {\"id\": 7")
-        .await;
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    drop(wire);
-    until("another user is purged", async || {
-        shop.sidecars[1].get(PATHS[1]).await.hit().is_none().then_some(())
+    for beginning in [r#"{"user": {"id": 8"#, r#"{"user": {"id": 7}}"#] {
+        let mut wire = Wire::to(shop.first().address).await;
+        wire.say(format!("POST /rpc HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 100\r\n\r\n{beginning}"))
+            .await;
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        drop(wire);
+    }
+    until("the user of the whole JSON is purged", async || {
+        shop.sidecars[1].get(PATHS[0]).await.hit().is_none().then_some(())
     })
     .await;
+    for path in &PATHS[1..] {
+        assert!(shop.sidecars[1].get(path).await.hit().is_some(), "{path}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -76,6 +76,25 @@ fn unknown_value_in_a_tag_reaches_routes_whose_responses_name_tags() {
 }
 
 #[test]
+fn body_that_broke_off_purges_by_the_values_that_it_has_told() {
+    let policy = Policy::compile(&spec(&rules())).unwrap();
+    for (beginning, tags) in
+        [("", &[][..]), (r#"{"user": {"id": 7"#, &[]), ("{}", &[]), (r#"{"user": {"id": 7}}"#, &["user:7"])]
+    {
+        let mut writing = write(&policy, "/rpc/x?doc=a", &[], None);
+        policy.read_broken_off(&mut writing, beginning.as_bytes());
+        let purges = policy.purges_of(&writing);
+        assert_eq!(
+            (&purges.hard.tags[..], &purges.hard.prefixes[..]),
+            (&tags.iter().map(|tag| (*tag).to_owned()).collect::<Vec<_>>()[..], &["/docs/a".to_owned()][..]),
+            "{beginning}"
+        );
+        assert_eq!(purges.hard.paths.len(), tags.len(), "{beginning}");
+        assert!(unknown(&purges).is_empty(), "{beginning}");
+    }
+}
+
+#[test]
 fn more_values_than_are_purged_one_by_one_are_unknown() {
     let text = rules().replace("\"user:{body:/user/id}\"", "\"user:{query:a}{query:b}\"");
     let policy = Policy::compile(&spec(&text)).unwrap();
