@@ -23,14 +23,19 @@ const LENGTH: usize = blake3::KEY_LEN;
 pub struct TokenKey([u8; LENGTH]);
 
 impl TokenKey {
-    /// Reads the key, or creates it if there is none.
+    /// Returns the key, if there is one.
+    ///
+    /// # Errors
+    /// If the API server rejects the request, or the Secret has no key.
+    pub async fn find(secrets: &Api<Secret>) -> Result<Option<Self>> {
+        secrets.get_opt(names::TOKEN_KEY_SECRET).await?.as_ref().map(Self::read).transpose()
+    }
+
+    /// Creates the key, or returns that which another replica has created meanwhile.
     ///
     /// # Errors
     /// If the API server rejects a request, or the Secret has no key.
-    pub async fn load(secrets: &Api<Secret>, owner: Option<OwnerReference>) -> Result<Self> {
-        if let Some(secret) = secrets.get_opt(names::TOKEN_KEY_SECRET).await? {
-            return Self::read(&secret);
-        }
+    pub async fn create(secrets: &Api<Secret>, owner: Option<OwnerReference>) -> Result<Self> {
         let mut key = [0; LENGTH];
         rustls::crypto::ring::default_provider().secure_random.fill(&mut key).map_err(|_| Error::Random)?;
         let secret = Secret {

@@ -98,8 +98,12 @@ impl Context {
         let key = self.token_key.get_or_try_init(async || {
             let arguments = &self.dependencies.arguments;
             let client = &self.dependencies.client;
+            let secrets = Api::namespaced(client.clone(), &arguments.namespace);
+            if let Some(key) = TokenKey::find(&secrets).await? {
+                return Ok(key);
+            }
             let owner = owner::find(client, &arguments.cluster_role).await?;
-            TokenKey::load(&Api::namespaced(client.clone(), &arguments.namespace), owner).await
+            TokenKey::create(&secrets, owner).await
         });
         key.await
     }
