@@ -1,23 +1,19 @@
 //! Writes the companions of a policy: see [`crate::companions`].
 
-use k8s_openapi::{
-    api::core::v1::{ObjectReference, Service},
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
-};
+use k8s_openapi::api::core::v1::{ObjectReference, Service};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, Patch, Preconditions},
 };
-use larder_api::names;
 
 use super::{
     Context,
-    writes::{Held, WriteError, is_conflict, is_not_found},
+    writes::{Held, WriteError, created, is_conflict, is_not_found, managed},
 };
 use crate::{
     companions::{Inputs, Step, has_companions, steps},
     error::Result,
-    events,
+    events, owner,
     stores::in_namespace,
 };
 
@@ -30,13 +26,7 @@ impl Context {
         held: &Held,
         about: &ObjectReference,
     ) -> Vec<WriteError> {
-        let owner = OwnerReference {
-            api_version: "v1".into(),
-            kind: "ConfigMap".into(),
-            name: names::config_map(policy),
-            uid: held.uid.clone(),
-            ..OwnerReference::default()
-        };
+        let owner = owner::config_map(policy, &held.uid);
         let services = in_namespace(&self.stores.services, namespace);
         if !wanted && !has_companions(policy, &services) {
             return Vec::new();
@@ -67,15 +57,10 @@ impl Context {
     /// Carries out a step. Returns false if the Service has changed since it was observed: the next run sees it.
     async fn put_companion(&self, namespace: &str, step: &Step) -> Result<bool> {
         let api: Api<Service> = Api::namespaced(self.dependencies.client.clone(), namespace);
-        let manager = || Some(names::FIELD_MANAGER.to_owned());
         let written = match step {
-            Step::Create(service) => {
-                let options = PostParams { field_manager: manager(), ..PostParams::default() };
-                api.create(&options, service).await.map(drop)
-            }
+            Step::Create(service) => api.create(&created(), service).await.map(drop),
             Step::Change(service, change) => {
-                let options = PatchParams { field_manager: manager(), ..PatchParams::default() };
-                api.patch(&service.name_any(), &options, &Patch::Merge(change)).await.map(drop)
+                api.patch(&service.name_any(), &managed(), &Patch::Merge(change)).await.map(drop)
             }
             Step::Delete(service, _) => {
                 let unchanged =

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Secret},
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{Api, ResourceExt, api::PostParams};
 use larder_api::{annotations, labels, names};
@@ -14,7 +14,7 @@ use tokio::time::{Duration, Instant};
 
 use super::{
     Context,
-    writes::{annotate, is_conflict},
+    writes::{annotate, created, is_conflict},
 };
 use crate::{error::Result, owner, token_key::TokenKey};
 
@@ -49,13 +49,7 @@ impl Context {
             metadata: ObjectMeta {
                 name: Some(names::admin_secret(policy)),
                 labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
-                owner_references: Some(vec![OwnerReference {
-                    api_version: "v1".into(),
-                    kind: "ConfigMap".into(),
-                    name: map.name_any(),
-                    uid: uid.clone(),
-                    ..OwnerReference::default()
-                }]),
+                owner_references: Some(vec![owner::config_map(policy, &uid)]),
                 ..ObjectMeta::default()
             },
             ..Secret::default()
@@ -114,10 +108,6 @@ impl Context {
             token.until = token.until.min(token.seen + MISSING_TOKEN_TRUST);
         }
     }
-}
-
-fn created() -> PostParams {
-    PostParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PostParams::default() }
 }
 
 /// Returns the time for which a token that was found is assumed to exist. Beside a ConfigMap of some age it is the

@@ -9,7 +9,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Resource, ResourceExt,
-    api::{DeleteParams, DynamicObject, EvictParams, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, DynamicObject, EvictParams, Patch, PatchParams, PostParams, Preconditions},
     core::ApiResource,
     runtime::reflector::ObjectRef,
 };
@@ -376,6 +376,11 @@ impl Context {
 /// Returns the options of a patch under the operator's name, which `kubectl get --show-managed-fields` shows.
 pub(super) fn managed() -> PatchParams {
     PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() }
+}
+
+/// Returns the options of a creation under the operator's name.
+pub(super) fn created() -> PostParams {
+    PostParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PostParams::default() }
 }
 
 /// Returns the label that an object of the operator for a policy would have and this one has not, as `name: value`.

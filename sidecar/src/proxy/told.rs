@@ -8,7 +8,7 @@
 //!
 //! # Assumptions
 //! A cache between the application and the sidecar says so in `Age`, `Via` or `Cache-Status`, or leaves the field out of what it stores.
-//! That of nginx (`proxy_cache`) does neither on its own: each of its hits would purge again.
+//! A cache of nginx (`proxy_cache`) does neither on its own: each of its hits would purge again.
 
 use std::sync::Arc;
 
