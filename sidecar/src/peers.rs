@@ -223,10 +223,11 @@ impl Peers {
         if instance == self.instance {
             return Some(reply);
         }
+        let address = address.map(|address| address.parse()).transpose().ok()?;
+        let segments = purges.into_iter().map(message::segment).collect::<Option<Vec<_>>>()?;
         if let Some(address) = address {
             self.meet(address, begins);
         }
-        let segments = purges.into_iter().map(message::segment).collect::<Option<Vec<_>>>()?;
         self.hear(segments, instance, age_ms);
         if let (Some(known), Some(replied)) = (&known, replied)
             && replied.instance == self.instance

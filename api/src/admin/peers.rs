@@ -2,7 +2,7 @@
 //!
 //! Both sides may be of different versions: unknown members are ignored in requests, too.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,10 +15,9 @@ pub struct PeerRequest {
     pub instance: u64,
     /// Time since the sender's process began, in milliseconds.
     pub age_ms: u64,
-    /// Address of the sender's admin API, if it knows one that other pods reach.
+    /// IP address and port of the sender's admin API, if it knows one that other pods reach.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
-    pub address: Option<SocketAddr>,
+    pub address: Option<String>,
     /// True if nothing is stored in the sender yet.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub begins: bool,

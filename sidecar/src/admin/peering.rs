@@ -30,7 +30,7 @@ pub(super) async fn purges(
     let reply = peers.receive(request);
     reply
         .map(Json)
-        .ok_or_else(|| Refused::malformed("the purges are not in order, or a name has not 32 digits"))
+        .ok_or_else(|| Refused::malformed("the purges are not in order, a name has not 32 digits, or the address is none"))
 }
 
 pub(super) fn about(operation: TransformOperation<'_>) -> TransformOperation<'_> {

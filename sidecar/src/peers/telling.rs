@@ -105,7 +105,7 @@ impl Peers {
             let request = PeerRequest {
                 instance: self.instance,
                 age_ms: self.age_ms(),
-                address: self.options.address,
+                address: self.options.address.map(|address| address.to_string()),
                 begins,
                 known: compares.then(|| log.known(now)),
                 replied: state.replied,

@@ -189,7 +189,9 @@ async fn only_the_policys_token_is_taken() {
     );
     assert!(refused.await.starts_with(b"HTTP/1.1 401 "));
     let broken = r#"{"instance": 1, "purges": [{"origin": 1, "after": 0, "last": 1, "idle_ms": 0, "purges": [{"seq": 1, "version": "x", "names": "", "number": 0, "generation": 0}]}]}"#;
-    assert_eq!(a.with_token(Method::POST, "/peer/purges", broken).await.status, 400);
+    for broken in [broken, r#"{"instance": 1, "address": "shop"}"#] {
+        assert_eq!(a.with_token(Method::POST, "/peer/purges", broken).await.status, 400, "{broken}");
+    }
     c.set_token("another");
     let told = report(&a.purge(r#"{"tags": ["page:a"]}"#).await.body);
     assert_eq!(told["peers"]["missing"], json!([c.admin.to_string()]));
