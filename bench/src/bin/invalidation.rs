@@ -89,9 +89,11 @@ fn main() -> Result<()> {
 fn over_stored_responses(fleet: &Fleet, arguments: &Arguments) -> Result<()> {
     say("| stored responses | purge of a tag, median | 99th percentile |\n| ---: | ---: | ---: |")?;
     let sidecar = &fleet.sidecars[0];
-    let (mut purger, mut client, mut filled) = (sidecar.purger()?, sidecar.client()?, 0);
+    let mut filled = 0;
     for stored in &arguments.stored {
         fill(sidecar, filled..*stored)?;
+        // Connections that were idle for as long as this took may be closed.
+        let (mut purger, mut client) = (sidecar.purger()?, sidecar.client()?);
         filled = filled.max(*stored);
         let mut times = Times::default();
         for number in 0..arguments.purges.min(*stored) {
