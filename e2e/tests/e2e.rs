@@ -36,6 +36,7 @@ mod e2e {
     mod tiers;
     mod undoing;
     mod upgrading;
+    mod ways;
     mod whole_cluster;
     mod workloads;
 }

@@ -3,6 +3,7 @@
 use std::{str::FromStr, time::Duration};
 
 use http::{HeaderName, HeaderValue, StatusCode};
+use percent_encoding::percent_decode_str;
 
 /// The response that a query describes: `?status=404&delay=50&size=1000&header=Cache-Control:no-store`.
 #[derive(Debug, PartialEq)]
@@ -33,7 +34,7 @@ impl Wanted {
                 "size" => wanted.size = value.parse().map_err(|_| unreadable())?,
                 "header" => {
                     let (name, value) = value.split_once(':').ok_or_else(unreadable)?;
-                    let value = value.replace("%20", " ");
+                    let value = percent_decode_str(value).decode_utf8().map_err(|_| unreadable())?;
                     wanted.headers.push((
                         name.parse().map_err(|_| unreadable())?,
                         value.parse().map_err(|_| unreadable())?,
@@ -53,12 +54,12 @@ mod tests {
     #[test]
     fn query_describes_the_response() {
         let wanted =
-            Wanted::parse("q=1&status=404&delay=5&size=7&header=Vary:*&header=Set-Cookie:a=b;%20c").unwrap();
+            Wanted::parse("q=1&status=404&delay=5&size=7&header=Vary:*&header=Set-Cookie:a=%22b%22;%20c").unwrap();
         assert_eq!(wanted.status, StatusCode::NOT_FOUND);
         assert_eq!(wanted.delay, Duration::from_millis(5));
         assert_eq!(wanted.size, 7);
         assert_eq!(wanted.headers[0].0, "vary");
-        assert_eq!(wanted.headers[1].1, "a=b; c");
+        assert_eq!(wanted.headers[1].1, "a=\"b\"; c");
     }
 
     #[test]

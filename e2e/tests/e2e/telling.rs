@@ -1,24 +1,17 @@
-//! Purges that pods tell one another, without Redis and while it is away.
-
-use std::time::{Duration, Instant};
+//! Purges that pods tell one another, without Redis.
 
 use anyhow::ensure;
-use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::api::DeleteParams;
+use k8s_openapi::api::core::v1::Service;
 use larder_api::{
     admin::{PolicyReport, path},
     names,
 };
 use larder_crds::ConditionType;
 use larder_e2e::{
-    Agent, Ask, Sandbox, Workload, eventually, eventually::SHORT_TIMEOUT, examples, in_a_namespace,
-    sandbox::RunningPod,
+    Agent, Ask, Sandbox, Workload, eventually, eventually::SHORT_TIMEOUT, in_a_namespace, sandbox::RunningPod,
 };
 
-use super::common::{IN_MEMORY, ensure_hit, get_from, with_redis};
-
-/// Time for which Redis is away.
-const PARTITION: Duration = Duration::from_secs(30);
+use super::common::{IN_MEMORY, get_from};
 
 /// Time for which a write waits for the other pods.
 const ACKNOWLEDGEMENT_TIMEOUT_MS: u64 = 100;
@@ -31,9 +24,10 @@ invalidation:
 "#;
 
 /// Deploys three pods that know one another.
-async fn deploy(sandbox: &Sandbox, spec: &str) -> anyhow::Result<(Agent, Vec<RunningPod>)> {
-    let (policy, agent) =
-        sandbox.with_policy("cache", &format!("{spec}{RULE}"), &Workload::deployment("app", 3), 3).await?;
+async fn deploy(sandbox: &Sandbox) -> anyhow::Result<(Agent, Vec<RunningPod>)> {
+    let (policy, agent) = sandbox
+        .with_policy("cache", &format!("{IN_MEMORY}{RULE}"), &Workload::deployment("app", 3), 3)
+        .await?;
     policy.condition(ConditionType::TiersHealthy, "True").await?;
     policy.condition(ConditionType::WritesSeen, "True").await?;
     let pods = sandbox.pods("app").await?;
@@ -82,7 +76,7 @@ async fn write_through(agent: &Agent, pods: &[RunningPod], writer: &RunningPod) 
 #[tokio::test]
 async fn write_through_one_pod_holds_in_all_without_redis() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
-        let (agent, pods) = deploy(sandbox, IN_MEMORY).await?;
+        let (agent, pods) = deploy(sandbox).await?;
         for round in 0..30 {
             let stored = write_through(&agent, &pods, &pods[round % pods.len()]).await?;
             ensure!(stored == pods.len(), "round {round}: stored in {stored} pods");
@@ -91,50 +85,6 @@ async fn write_through_one_pod_holds_in_all_without_redis() -> anyhow::Result<()
         let spec = service.spec.unwrap_or_default();
         ensure!(spec.cluster_ip.as_deref() == Some("None"), "{spec:?}");
         Ok(())
-    })
-    .await
-}
-
-#[tokio::test]
-async fn write_holds_in_all_pods_while_redis_is_away_and_when_its_pod_is_killed() -> anyhow::Result<()> {
-    in_a_namespace(async |sandbox| {
-        for file in ["secrets.yaml", "redis.yaml"] {
-            sandbox.apply(&examples::shop(file, &sandbox.name)?).await?;
-        }
-        sandbox.rolled_out("redis").await?;
-        let (agent, pods) = deploy(sandbox, &with_redis()).await?;
-        let mut stored = write_through(&agent, &pods, &pods[0]).await?;
-        ensure!(stored > 0, "nothing was stored with Redis");
-
-        sandbox.scale("redis", 0).await?;
-        let (began, mut round) = (Instant::now(), 0);
-        while began.elapsed() < PARTITION {
-            stored += write_through(&agent, &pods, &pods[round % pods.len()]).await?;
-            round += 1;
-        }
-        eprintln!("{round} writes while Redis was away; {stored} responses had been stored");
-
-        // The pod that knows of a write is killed right after its response.
-        let [writer, others @ ..] = &pods[..] else { anyhow::bail!("no pods") };
-        for pod in others {
-            get_from(&agent, pod, "/items/1").await?;
-        }
-        let put = Ask::new("PUT", &writer.url("/items/1")).header("host", "app");
-        ensure!(agent.send(&put).await?.status == 200, "not written");
-        let at_once = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
-        sandbox.api::<Pod>().delete(&writer.name, &at_once).await?;
-        for pod in others {
-            let read = get_from(&agent, pod, "/items/1").await?;
-            ensure!(!read.cache_status().contains("detail=l1"), "{} forgot: {read:?}", pod.name);
-        }
-
-        sandbox.scale("redis", 1).await?;
-        eventually("pods serve from memory again", SHORT_TIMEOUT, async || {
-            get_from(&agent, &others[0], "/items/1").await?;
-            ensure_hit(&get_from(&agent, &others[0], "/items/1").await?)
-        })
-        .await?;
-        write_through(&agent, others, &others[1]).await.map(drop)
     })
     .await
 }

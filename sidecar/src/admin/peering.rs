@@ -28,9 +28,9 @@ pub(super) async fn purges(
         return Err(Refused::new(StatusCode::CONFLICT, detail));
     };
     let reply = peers.receive(request);
-    reply
-        .map(Json)
-        .ok_or_else(|| Refused::malformed("the purges are not in order, a name has not 32 digits, or the address is none"))
+    reply.map(Json).ok_or_else(|| {
+        Refused::malformed("the purges are not in order, a name has not 32 digits, or the address is none")
+    })
 }
 
 pub(super) fn about(operation: TransformOperation<'_>) -> TransformOperation<'_> {
