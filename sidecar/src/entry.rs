@@ -19,7 +19,7 @@ use larder_policy::{
     response_meta::{self, ResponseMeta, Times},
 };
 
-use self::block::Block;
+use self::{block::Block, marks::Marks};
 pub use self::{block::StoredFields, head::Head};
 
 use crate::{
@@ -32,6 +32,7 @@ pub mod authentication;
 mod block;
 pub mod codec;
 mod head;
+mod marks;
 
 /// A stored response, as received: its own header fields and times. Its freshness is computed when it is read, so that
 /// a changed policy applies to responses that are already stored.
@@ -48,13 +49,8 @@ pub struct Entry {
     here_since: u64,
     /// Revision of the barriers that it was last checked against.
     checked: AtomicU64,
-    /// Time until which it is served in place of failed responses without another attempt, as [`monotonic_ms`], twice; and
-    /// [`RENEWAL_IS_DUE`].
-    fallback_until: AtomicU64,
+    marks: Marks,
 }
-
-/// Bit that is set if a reader found that an entry is due for an early renewal, but had no time for it.
-const RENEWAL_IS_DUE: u64 = 1;
 
 /// Length up to which a body is copied where it is stored, and for each reader: a reference would take as much memory
 /// as the copy of a small body takes time.
@@ -160,7 +156,7 @@ impl Entry {
             content,
             here_since: monotonic_ms(),
             checked: AtomicU64::new(0),
-            fallback_until: AtomicU64::new(0),
+            marks: Marks::default(),
         }
     }
 
@@ -234,7 +230,7 @@ impl Entry {
         Head { fields: Arc::new(fields), is_to_head, meta, stamp: self.stamp, names }
     }
 
-    /// Returns the freshness for a request now. After a soft purge it is stale.
+    /// Returns the freshness for a request now. After a soft purge, and once it is marked as outdated, it is stale.
     pub fn freshness(
         &self,
         lifetimes: &Lifetimes,
@@ -245,7 +241,7 @@ impl Entry {
         match freshness.state {
             // The client's own directives may be all that makes it stale so far.
             State::Fresh { .. } | State::Stale { stale_for: Duration::ZERO, use_: StaleUse::OnError }
-                if self.coverage(barriers) == Covered::Softly =>
+                if self.marks.is_outdated() || self.coverage(barriers) == Covered::Softly =>
             {
                 freshness::outdated(&self.meta, lifetimes, freshness.age, asked)
             }
@@ -270,15 +266,12 @@ impl Entry {
 
     /// Marks the response as a fallback: for `interval` it is served in place of failed responses without another attempt.
     pub fn mark_fallback_for(&self, interval: Duration) {
-        let interval = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
-        let until = monotonic_ms().saturating_add(interval).min(u64::MAX >> 1);
-        self.fallback_until.store(until << 1, Ordering::Relaxed);
+        self.marks.mark_fallback_for(interval);
     }
 
     /// Returns true if it is served in place of failed responses without another attempt.
     pub fn is_fallback(&self) -> bool {
-        let until = self.fallback_until.load(Ordering::Relaxed) >> 1;
-        until != 0 && monotonic_ms() < until
+        self.marks.is_fallback()
     }
 
     /// Returns true if it is due for an early renewal by XFetch, although it is fresh for `left`.
@@ -288,14 +281,17 @@ impl Entry {
 
     /// Leaves an early renewal to the next reader that has time for it.
     pub fn ask_for_renewal(&self) {
-        self.fallback_until.fetch_or(RENEWAL_IS_DUE, Ordering::Relaxed);
+        self.marks.ask_for_renewal();
     }
 
     /// Returns true once if a reader left a renewal to others.
     pub fn takes_renewal(&self) -> bool {
-        let is_due = |state| state & RENEWAL_IS_DUE != 0;
-        is_due(self.fallback_until.load(Ordering::Relaxed))
-            && is_due(self.fallback_until.fetch_and(!RENEWAL_IS_DUE, Ordering::Relaxed))
+        self.marks.takes_renewal()
+    }
+
+    /// Makes it stale from now on, whatever its lifetime.
+    pub fn set_outdated(&mut self) {
+        self.marks.set_outdated();
     }
 
     /// Returns the whole body, if it is stored.

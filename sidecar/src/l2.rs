@@ -265,7 +265,7 @@ impl L2 {
                 return Err(L2Error::Down);
             }
             // Others wait only for a fetch that began after every purge that may concern it.
-            let purge = reply.barrier.max(reply.indirect);
+            let purge = reply.covering().max(reply.indirect);
             let stamp = self.barriers.stamp_at(reply.generation, reply.order, asked_at);
             if stamp.generation != self.barriers.stamp().generation {
                 self.link.request_resync();

@@ -37,12 +37,21 @@ pub(super) struct LookupReply {
     pub(super) order: u64,
     /// The last purge of any of the names, or of everything.
     pub(super) barrier: u64,
+    /// The last purge of all that was stored under the version of the policy: by pods of another, or before the version was listed.
+    pub(super) version: u64,
     /// The last purge of those that none of the names may tell of: of a prefix of paths, or a soft one.
     pub(super) indirect: u64,
     /// The version of the policy is in the list of those that pods serve by, and there is a generation to count in. Otherwise nothing
     /// in the reply is of use.
     pub(super) is_listed: bool,
     pub(super) record: RecordStart,
+}
+
+impl LookupReply {
+    /// The last purge that covers what bears the names and was stored under the version.
+    pub(super) fn covering(&self) -> u64 {
+        self.barrier.max(self.version)
+    }
 }
 
 /// Length of the part of a record that a lookup transfers, in bytes. Most records are shorter.
@@ -63,7 +72,7 @@ impl RecordStart {
     }
 }
 
-/// Fields of the barriers that a lookup asks for, before those of names.
+/// Fields of the barriers that a lookup asks for, before those of the version and of names.
 const POSITION: [&[u8]; 6] =
     [b"v", b"g", b"s", b"f", PurgeName::ANY_PREFIX.as_bytes(), PurgeName::ANY_SOFT.as_bytes()];
 
@@ -75,6 +84,7 @@ pub(super) struct Position {
     generation: u64,
     order: u64,
     barrier: u64,
+    version: u64,
     indirect: u64,
     is_listed: bool,
 }
@@ -90,6 +100,7 @@ impl Position {
             (1, Some(generation)) => self.generation = number(generation),
             (2, Some(order)) => self.order = number(order),
             (4 | 5, Some(barrier)) => self.indirect = self.indirect.max(number(barrier)),
+            (6, Some(barrier)) => self.version = number(barrier),
             (_, Some(barrier)) => self.barrier = self.barrier.max(number(barrier)),
         }
         self.count += 1;
@@ -97,8 +108,9 @@ impl Position {
 
     /// The reply that this and a record are.
     pub(super) const fn with(self, record: RecordStart) -> LookupReply {
-        let Self { generation, order, barrier, indirect, is_listed, .. } = self;
-        LookupReply { generation, order, barrier, indirect, is_listed: is_listed && generation != 0, record }
+        let Self { generation, order, barrier, version, indirect, is_listed, .. } = self;
+        let is_listed = is_listed && generation != 0;
+        LookupReply { generation, order, barrier, version, indirect, is_listed, record }
     }
 }
 

@@ -132,7 +132,8 @@ impl Fetch {
         ))
     }
 
-    /// Returns the last known good response, unless a purge covers it. The table knows of the purges before this fetch.
+    /// Returns the last known good response, unless a purge covers it: the table knows of the purges before this fetch, as far as their
+    /// pods could tell it, Redis of all, if it responds, and this pod of those that it has heard of.
     async fn last_known_good(&self) -> Option<Entry> {
         let request = &self.request;
         let store = request.store();
@@ -156,11 +157,22 @@ impl Fetch {
         // A response of an earlier generation is older than all purges of this one; a pod's own order means nothing to another pod.
         let is_counted = own.generation != 0 && own.generation == stamp.generation;
         let order = if is_counted { own.order } else { 0 };
-        entry.set_stamp(Stamp { order, ..stamp });
+        let stamp = Stamp { order, ..stamp };
         // The table knows the purges of other versions itself; the barrier on a version that begins anew, as after a flush, is none.
         let names = entry.names().filter(|name| *name != store.version);
-        let is_purged = barriers.covers(names, entry.path(), entry.stamp());
-        (!is_purged).then_some(*entry)
+        if barriers.covers(names, entry.path(), stamp) {
+            return None;
+        }
+        // The table may miss a purge of a pod that does not reach Postgres, and this pod one that its bus did not bring.
+        if let Some(l2) = store.l2.as_ref().filter(|_| !self.known.redis_is_silent)
+            && l2.has_purged(&entry).await.unwrap_or(true)
+        {
+            return None;
+        }
+        entry.set_stamp(stamp);
+        // Postgres knows nothing of soft purges.
+        entry.set_outdated();
+        Some(*entry)
     }
 
     /// Returns the position in the order of purges, in this generation, when the fetch began. Redis may have lost the order before or

@@ -1,15 +1,21 @@
 //! Fallbacks for sources that fail or take too long.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use futures::future::join_all;
 use http::StatusCode;
 use tokio::sync::Semaphore;
 
-use super::harness::{Answer, Database, Origin, Policy, RedisServer, Relay, Sidecar, reply, until};
+use super::harness::{
+    Answer, Database, Fault, Folder, Origin, Policy, RedisServer, Relay, Sidecar, reply, until,
+};
 
 /// The switch that makes an application fail.
 #[derive(Clone, Debug, Default)]
@@ -319,6 +325,63 @@ async fn last_good_response_outlives_redis_and_pods_but_no_purge() {
     redis.say(&["FLUSHALL"]).await;
     let fourth = Sidecar::start(&policy, address).await;
     assert_eq!(fourth.get("/b").await.status, 502, "postgres was told");
+    database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn last_good_response_is_not_served_that_redis_alone_knows_to_be_purged() {
+    let (database, redis) = (Database::new("").await, RedisServer::start().await);
+    let to_redis = Relay::to(([127, 0, 0, 1], redis.port).into()).await;
+    let folder = Folder::new();
+    let (far_redis, no_database) = (folder.join("redis"), folder.join("database"));
+    fs::write(&far_redis, format!("redis://{}/", to_redis.address())).unwrap();
+    fs::write(&no_database, "postgres://larder@127.0.0.1:1/postgres?sslmode=disable").unwrap();
+    let file = |path: &Path| format!("{{file: {}}}", path.display());
+    let (origin, failing) = switched().await;
+    let policy = Policy::new(&redis.serve(&LAST.replace("DATABASE", &file(&no_database))));
+    let far_policy =
+        policy.twin(&database.serve(LAST).replace("{env: LARDER_TEST_REDIS_URL}", &file(&far_redis)));
+    let first = Sidecar::start(&far_policy, origin.address).await;
+    let kept = first.get("/b").await.body;
+    first.get("/a").await;
+    until_kept(&database, 2).await;
+    drop(first);
+    let near = Sidecar::start_at_once(&policy, origin.address).await;
+    let far = Sidecar::start(&far_policy, origin.address).await;
+    until("redis takes purges", async || {
+        (near.purge(r#"{"tags": ["page:x"]}"#).await.status == 200).then_some(())
+    })
+    .await;
+    failing.fail(true);
+    to_redis.bus_suffers(Fault::Parted);
+    assert_eq!(near.purge(r#"{"tags": ["page:a"]}"#).await.status, 200);
+    assert_eq!(far.get("/a").await.status, 503, "postgres was not told");
+    assert_eq!(until_it_stands_in(&far, "/b").await, kept, "the response was not purged");
+    database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn last_good_response_is_stale_where_nobody_remembers_a_soft_purge() {
+    let database = Database::new("").await;
+    let (origin, failing) = switched().await;
+    let policy = Policy::new(&database.serve(
+        r#"
+sources:
+- {name: catalog, postgres: {urlFrom: DATABASE}}
+routes:
+- {name: page, match: {path: "/{page}"}, ttl: 1h, retryInterval: 200ms, tags: ["page:{page}"], lastKnownGood: {source: catalog}}
+"#,
+    ));
+    let first = Sidecar::start(&policy, origin.address).await;
+    let stored = first.get("/a").await.body;
+    until_kept(&database, 1).await;
+    assert_eq!(first.purge(r#"{"tags": ["page:a"], "soft": true}"#).await.status, 200);
+    drop(first);
+    failing.fail(true);
+    let second = Sidecar::start(&policy, origin.address).await;
+    assert_eq!(until_it_stands_in(&second, "/a").await, stored);
+    failing.fail(false);
+    until("the application is asked", async || (second.get("/a").await.body != stored).then_some(())).await;
     database.drop_schema().await;
 }
 

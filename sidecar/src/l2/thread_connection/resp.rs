@@ -180,8 +180,9 @@ mod tests {
     fn reply_to_a_lookup_is_read_in_place() {
         let bytes = [&whole()[..], b"+next"].concat();
         let (length, reply) = read(&bytes, lookup()).unwrap().unwrap();
-        let LookupReply { generation, order, barrier, indirect, is_listed, record } = reply.unwrap();
-        assert_eq!((length, generation, order, barrier, indirect), (bytes.len() - 5, 77, 9, 8, 5));
+        let LookupReply { generation, order, barrier, version, indirect, is_listed, record } = reply.unwrap();
+        assert_eq!((length, generation, order), (bytes.len() - 5, 77, 9));
+        assert_eq!((barrier, version, indirect), (8, 4, 5));
         assert!(is_listed && record.bytes == "rec\r\nord");
         let only_record = Expected { version: None, record: true };
         assert_eq!(read(b"$1\r\nx\r\n", only_record).unwrap().unwrap().1.unwrap().record.bytes, "x");
