@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::TcpListener,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -12,7 +11,7 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tokio_postgres::{Client, NoTls};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{authority::Certified, environment, unique, until};
+use super::{authority::Certified, environment, free_port, unique, until};
 
 /// A Postgres server of a test's own, with passwords and optional TLS.
 pub(crate) struct PostgresServer {
@@ -43,7 +42,7 @@ impl PostgresServer {
                 Command::new("chown").arg("-R").arg("postgres:").arg(&folder).status().unwrap().success()
             );
         }
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let data = folder.join("data");
         let made = program("initdb", &folder)
             .args([

@@ -2,20 +2,15 @@
 
 use std::{
     fs,
-    net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{
-        LazyLock,
-        atomic::{AtomicU16, Ordering},
-    },
 };
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use redis::{Client, FromRedisValue, TlsCertificates, aio::MultiplexedConnection};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Folder, environment, until};
+use super::{Folder, environment, free_port, until};
 
 /// A Redis server of a test's own.
 #[derive(Debug)]
@@ -25,18 +20,6 @@ pub(crate) struct RedisServer {
     arguments: Vec<String>,
     client: Client,
     child: Child,
-}
-
-/// Returns a port of the loopback that nobody listens on, another one each time. The kernel gives none of these to a connection, which
-/// could take it before the server does.
-pub(crate) fn free_port() -> u16 {
-    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(fastrand::u16(..)));
-    loop {
-        let port = 10_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 20_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
 }
 
 impl RedisServer {

@@ -1,6 +1,6 @@
 //! Redis deployments of several servers.
 
-use super::{RedisServer, redis_server::free_port, until};
+use super::{RedisServer, free_port, until};
 
 /// A master, its replica, and three Sentinels that call the master `main`.
 #[derive(Debug)]
