@@ -5,9 +5,7 @@ use std::{fs, time::Duration};
 use larder_policy::trigger::Trigger;
 use tokio_postgres::NoTls;
 
-use super::harness::{
-    Authority, Fault, Folder, Origin, Policy, PostgresServer, RedisServer, Relay, Sidecar, two, until,
-};
+use super::harness::{Fault, Folder, Origin, RedisServer, Relay, Shop, Sidecar, two, until};
 
 const SPEC: &str = r#"
 sources: [{name: db, postgres: {urlFrom: DATABASE}}]
@@ -21,47 +19,13 @@ const REDIS: &str = "l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout
 const USERS: &str = "create table users (id text primary key, name text, team text);
 insert into users select number, 'name', 'a' from generate_series(1, 5000) as number;";
 
-/// A Postgres with a table whose trigger notifies, and the file with its URL.
-pub(crate) struct Shop {
-    server: PostgresServer,
-    folder: Folder,
-}
-
-impl Shop {
-    pub(crate) async fn open(trigger: &Trigger) -> Self {
-        let server = PostgresServer::start(&Authority::new().certify("127.0.0.1")).await;
-        let shop = Self { server, folder: Folder::new() };
-        shop.reach_by(&shop.url());
-        shop.server.run(USERS).await;
-        // Twice, because it replaces itself.
-        shop.server.run(&trigger.sql().unwrap()).await;
-        shop.server.run(&trigger.sql().unwrap()).await;
-        shop
-    }
-
-    pub(crate) fn url(&self) -> String {
-        self.server.url("larder", PostgresServer::PASSWORD, "disable")
-    }
-
-    fn reach_by(&self, url: &str) {
-        fs::write(self.folder.join("written"), url).unwrap();
-        fs::rename(self.folder.join("written"), self.folder.join("url")).unwrap();
-    }
-
-    fn spec(&self, head: &str) -> String {
-        let file = format!("{{file: {}}}", self.folder.join("url").display());
-        format!("{head}{}", SPEC.replace("DATABASE", &file))
-    }
-
-    fn policy(&self, head: &str) -> Policy {
-        Policy::new(&self.spec(head))
-    }
-
-    /// Ends the connections that listen.
-    async fn end_connections(&self) -> i64 {
-        let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'larder-feed'";
-        self.server.number(end).await
-    }
+/// Opens a shop with a table whose trigger notifies.
+pub(crate) async fn open(trigger: &Trigger) -> Shop {
+    let shop = Shop::open(SPEC, USERS).await;
+    // Twice, because it replaces itself.
+    shop.server.run(&trigger.sql().unwrap()).await;
+    shop.server.run(&trigger.sql().unwrap()).await;
+    shop
 }
 
 pub(crate) fn trigger() -> Trigger {
@@ -74,30 +38,16 @@ pub(crate) fn trigger() -> Trigger {
     }
 }
 
-/// Returns the response that a sidecar has stored.
-async fn stored(sidecar: &Sidecar, path: &str) -> String {
-    until("a stored response", async || {
-        let answer = sidecar.get(path).await;
-        (answer.hit() == Some("l1")).then_some(answer.body)
-    })
-    .await
-}
-
-/// Waits until a sidecar no longer serves what it had stored.
-async fn until_new(sidecar: &Sidecar, path: &str, old: &str) {
-    until("a new response", async || (sidecar.get(path).await.body != old).then_some(())).await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn write_by_plain_sql_purges_in_every_sidecar() {
-    let shop = Shop::open(&trigger()).await;
+    let shop = open(&trigger()).await;
     for head in [REDIS, ""] {
         let origin = Origin::numbered(&[]).await;
         let policy = shop.policy(head);
         let sidecars = two(&policy, &origin).await;
         let mut kept = vec![];
         for sidecar in &sidecars {
-            kept.push(stored(sidecar, "/users/2").await);
+            kept.push(sidecar.stored("/users/2").await);
         }
         for write in [
             "update users set name = 'other' where id = '1'",
@@ -107,11 +57,11 @@ async fn write_by_plain_sql_purges_in_every_sidecar() {
         ] {
             let mut old = vec![];
             for sidecar in &sidecars {
-                old.push(stored(sidecar, "/users/1").await);
+                old.push(sidecar.stored("/users/1").await);
             }
             shop.server.run(write).await;
             for (sidecar, old) in sidecars.iter().zip(&old) {
-                until_new(sidecar, "/users/1", old).await;
+                sidecar.until_new("/users/1", old).await;
             }
         }
         for (sidecar, kept) in sidecars.iter().zip(&kept) {
@@ -123,7 +73,7 @@ async fn write_by_plain_sql_purges_in_every_sidecar() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_of_several_sidecars_listens_and_another_takes_over_when_it_ends() {
-    let shop = Shop::open(&trigger()).await;
+    let shop = open(&trigger()).await;
     let origin = Origin::numbered(&[]).await;
     let policy = shop.policy(REDIS);
     let [a, b] = two(&policy, &origin).await;
@@ -131,19 +81,19 @@ async fn one_of_several_sidecars_listens_and_another_takes_over_when_it_ends() {
     until("a listener", async || (listens(&a) || listens(&b)).then_some(())).await;
     assert!(!(listens(&a) && listens(&b)), "both listen");
     let (ends, stays) = if listens(&a) { (a, b) } else { (b, a) };
-    let old = stored(&stays, "/users/1").await;
+    let old = stays.stored("/users/1").await;
     drop(ends);
     shop.server.run("update users set name = 'unheard' where id = '1'").await;
     until("the other listens", async || listens(&stays).then_some(())).await;
-    until_new(&stays, "/users/1", &old).await;
-    let old = stored(&stays, "/users/1").await;
+    stays.until_new("/users/1", &old).await;
+    let old = stays.stored("/users/1").await;
     shop.server.run("update users set name = 'heard' where id = '1'").await;
-    until_new(&stays, "/users/1", &old).await;
+    stays.until_new("/users/1", &old).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pod_that_can_not_tell_redis_leaves_the_lock() {
-    let shop = Shop::open(&trigger()).await;
+    let shop = open(&trigger()).await;
     let origin = Origin::numbered(&[]).await;
     let redis = RedisServer::start().await;
     let folder = Folder::new();
@@ -160,20 +110,19 @@ async fn pod_that_can_not_tell_redis_leaves_the_lock() {
     let listens = |sidecar: &Sidecar| sidecar.logged("listening for notifications").is_some();
     until("a listener", async || (listens(&a) || listens(&b)).then_some(())).await;
     let (stays, relay) = if listens(&a) { (b, to_one) } else { (a, to_other) };
-    let old = stored(&stays, "/users/1").await;
+    let old = stays.stored("/users/1").await;
     relay.suffer(Fault::Cut);
     shop.server.run("update users set name = 'other' where id = '1'").await;
-    until_new(&stays, "/users/1", &old).await;
+    stays.until_new("/users/1", &old).await;
     until("the other listens", async || listens(&stays).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lock_of_a_listener_that_is_gone_without_a_word_is_free_soon() {
-    let shop = Shop::open(&trigger()).await;
-    let relay = Relay::to(([127, 0, 0, 1], shop.server.port).into()).await;
+    let shop = open(&trigger()).await;
+    let (relay, by_relay) = shop.relay().await;
     let folder = Folder::new();
     let file = |folder: &Folder| folder.join("url").display().to_string();
-    let by_relay = shop.url().replace(&shop.server.port.to_string(), &relay.port.to_string());
     fs::write(file(&folder), by_relay).unwrap();
     let origin = Origin::numbered(&[]).await;
     let policy = shop.policy(REDIS);
@@ -182,29 +131,29 @@ async fn lock_of_a_listener_that_is_gone_without_a_word_is_free_soon() {
     let gone = Sidecar::start(&twin, origin.address).await;
     until("a listener", async || gone.logged("listening for notifications")).await;
     let stays = Sidecar::start(&policy, origin.address).await;
-    let old = stored(&stays, "/users/1").await;
+    let old = stays.stored("/users/1").await;
     // The server learns nothing of its client's end.
     relay.suffer(Fault::Parted);
     gone.last_error("notifications/db").await;
     shop.server
         .run("alter table users disable trigger all; update users set name = 'unheard' where id = '1'")
         .await;
-    until_new(&stays, "/users/1", &old).await;
+    stays.until_new("/users/1", &old).await;
     until("another listener", async || stays.logged("listening for notifications")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn notification_received_before_a_connection_ends_purges() {
-    let shop = Shop::open(&trigger()).await;
-    let relay = Relay::to(([127, 0, 0, 1], shop.server.port).into()).await;
-    shop.reach_by(&shop.url().replace(&shop.server.port.to_string(), &relay.port.to_string()));
+    let shop = open(&trigger()).await;
+    let (relay, url) = shop.relay().await;
+    shop.reach_by(&url);
     let origin = Origin::numbered(&[]).await;
     let policy = shop.policy("");
     let sidecar = Sidecar::start(&policy, origin.address).await;
     let (admin, connection) = tokio_postgres::connect(&shop.url(), NoTls).await.unwrap();
     tokio::spawn(connection);
     for _ in 0..3 {
-        let [old, kept] = [stored(&sidecar, "/users/1").await, stored(&sidecar, "/users/2").await];
+        let [old, kept] = [sidecar.stored("/users/1").await, sidecar.stored("/users/2").await];
         relay.suffer(Fault::Silent);
         for statement in [
             "alter role larder nologin",
@@ -216,22 +165,22 @@ async fn notification_received_before_a_connection_ends_purges() {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         relay.suffer(Fault::Nothing);
-        until_new(&sidecar, "/users/1", &old).await;
+        sidecar.until_new("/users/1", &old).await;
         assert_eq!(sidecar.get("/users/2").await.body, kept, "listening has not begun again");
         admin.batch_execute("alter role larder login").await.unwrap();
-        until_new(&sidecar, "/users/2", &kept).await;
+        sidecar.until_new("/users/2", &kept).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_connection_is_given_up() {
-    let shop = Shop::open(&trigger()).await;
-    let relay = Relay::to(([127, 0, 0, 1], shop.server.port).into()).await;
-    shop.reach_by(&shop.url().replace(&shop.server.port.to_string(), &relay.port.to_string()));
+    let shop = open(&trigger()).await;
+    let (relay, url) = shop.relay().await;
+    shop.reach_by(&url);
     let origin = Origin::numbered(&[]).await;
     let policy = shop.policy("");
     let sidecar = Sidecar::start(&policy, origin.address).await;
-    let old = stored(&sidecar, "/users/1").await;
+    let old = sidecar.stored("/users/1").await;
     relay.suffer(Fault::Silent);
     let error = sidecar.last_error("notifications/db").await;
     assert!(error.contains("did not respond"), "{error}");
@@ -239,28 +188,31 @@ async fn silent_connection_is_given_up() {
         .run("alter table users disable trigger all; update users set name = 'unheard' where id = '1'")
         .await;
     relay.suffer(Fault::Nothing);
-    until_new(&sidecar, "/users/1", &old).await;
+    sidecar.until_new("/users/1", &old).await;
     sidecar.until_no_error().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_is_purged_after_a_connection_was_lost() {
-    let shop = Shop::open(&trigger()).await;
+    let shop = open(&trigger()).await;
     let origin = Origin::numbered(&[]).await;
     let policy = shop.policy("");
     let sidecar = Sidecar::start(&policy, origin.address).await;
     for _ in 0..3 {
-        let old = stored(&sidecar, "/users/1").await;
+        let old = sidecar.stored("/users/1").await;
         // Nobody hears of this write: it changes no row by which the trigger would notify.
-        until("a connection to end", async || (shop.end_connections().await > 0).then_some(())).await;
-        until_new(&sidecar, "/users/1", &old).await;
+        until("a connection to end", async || {
+            (shop.end_connections("client backend").await > 0).then_some(())
+        })
+        .await;
+        sidecar.until_new("/users/1", &old).await;
         sidecar.until_tiers_are("up").await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn feed_that_can_not_listen_says_why_until_it_can() {
-    let shop = Shop::open(&trigger()).await;
+    let shop = open(&trigger()).await;
     shop.reach_by("postgres://larder@127.0.0.1:1/postgres?sslmode=disable");
     let origin = Origin::numbered(&[]).await;
     let policy = shop.policy("");
@@ -271,27 +223,27 @@ async fn feed_that_can_not_listen_says_why_until_it_can() {
     })
     .await;
     assert!(sidecar.metric("larder_tier_up", &["notifications/db"]).await == 0.0, "{error}");
-    let old = stored(&sidecar, "/users/1").await;
+    let old = sidecar.stored("/users/1").await;
     shop.reach_by(&shop.url());
     sidecar.until_no_error().await;
-    until_new(&sidecar, "/users/1", &old).await;
+    sidecar.until_new("/users/1", &old).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_notification_purges_everything_and_is_counted() {
-    let shop = Shop::open(&trigger()).await;
+    let shop = open(&trigger()).await;
     let origin = Origin::numbered(&[]).await;
     let policy = shop.policy("");
     let sidecar = Sidecar::start(&policy, origin.address).await;
     for (number, payload) in ["", "user:1", r#"{"tag": ["user:1"]}"#, "{}"].into_iter().enumerate() {
-        let old = stored(&sidecar, "/users/2").await;
+        let old = sidecar.stored("/users/2").await;
         shop.server.run(&format!("select pg_notify('shop', '{payload}')")).await;
-        until_new(&sidecar, "/users/2", &old).await;
+        sidecar.until_new("/users/2", &old).await;
         let count = sidecar.metric("larder_malformed_notifications_total", &[]).await;
         assert!((count - (number + 1) as f64).abs() < f64::EPSILON, "{count}");
     }
     assert!(sidecar.logged("a notification names nothing").is_some());
-    let old = stored(&sidecar, "/users/2").await;
+    let old = sidecar.stored("/users/2").await;
     shop.server.run("notify \"SHOP\", 'x'; notify shop, '{\"tags\": [\"user:1\"]}'").await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(sidecar.get("/users/2").await.body, old, "another channel, and another user");
@@ -299,15 +251,15 @@ async fn malformed_notification_purges_everything_and_is_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn flood_of_notifications_loses_nothing() {
-    let shop = Shop::open(&trigger()).await;
+    let shop = open(&trigger()).await;
     let origin = Origin::numbered(&[]).await;
     let policy = shop.policy("");
     let sidecar = Sidecar::start(&policy, origin.address).await;
-    let old = stored(&sidecar, "/users/5").await;
+    let old = sidecar.stored("/users/5").await;
     shop.server
         .run("select pg_notify('shop', '{\"tags\": [\"other:' || n || '\"]}') from generate_series(1, 50000) n")
         .await;
     shop.server.run("update users set name = 'x' where id = '5'").await;
-    until_new(&sidecar, "/users/5", &old).await;
+    sidecar.until_new("/users/5", &old).await;
     sidecar.until_tiers_are("up").await;
 }

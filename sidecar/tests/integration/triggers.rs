@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::listening::{Shop, trigger};
+use super::listening::{open, trigger};
 
 /// A client that writes, and hears what triggers say of it.
 struct Writer {
@@ -63,7 +63,7 @@ fn of_odd(tags: &[&str], prefixes: &[&str]) -> Trigger {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_write_fails_because_of_a_trigger() {
-    let shop = Shop::open(&trigger()).await;
+    let shop = open(&trigger()).await;
     let mut writer = Writer::connect(&shop.url()).await;
     writer
         .run(
@@ -92,7 +92,7 @@ async fn no_write_fails_because_of_a_trigger() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn names_do_not_depend_on_settings_of_the_session_that_writes() {
-    let shop = Shop::open(&trigger()).await;
+    let shop = open(&trigger()).await;
     let mut writer = Writer::connect(&shop.url()).await;
     writer
         .run("create table odd (day date, instant timestamptz, span interval, raw bytea, ratio float8, name text)")
@@ -116,7 +116,7 @@ async fn names_do_not_depend_on_settings_of_the_session_that_writes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn value_leads_out_of_no_prefix_and_an_empty_one_is_no_tag() {
-    let shop = Shop::open(&trigger()).await;
+    let shop = open(&trigger()).await;
     let mut writer = Writer::connect(&shop.url()).await;
     writer.run("create table odd (name text)").await;
     writer.run(&of_odd(&["{name}"], &["/u/{name}", "/u/.{name}/x"]).sql().unwrap()).await;
@@ -141,7 +141,7 @@ async fn trigger_names_rows_before_and_after_in_payloads_that_postgres_takes() {
         soft: true,
         ..trigger()
     };
-    let shop = Shop::open(&trigger).await;
+    let shop = open(&trigger).await;
     let mut writer = Writer::connect(&shop.url()).await;
     let mut names = async |write: &str| writer.names(write).await;
     assert_eq!(

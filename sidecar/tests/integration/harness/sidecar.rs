@@ -275,6 +275,20 @@ impl Sidecar {
         .await
     }
 
+    /// Waits until memory serves a path, and returns the body.
+    pub(crate) async fn stored(&self, path: &str) -> String {
+        until("a stored response", async || {
+            let answer = self.get(path).await;
+            (answer.hit() == Some("l1")).then_some(answer.body)
+        })
+        .await
+    }
+
+    /// Waits until another body than the old one is served under a path.
+    pub(crate) async fn until_new(&self, path: &str, old: &str) {
+        until("a new response", async || (self.get(path).await.body != old).then_some(())).await;
+    }
+
     /// Waits until no tier reports an error.
     pub(crate) async fn until_no_error(&self) {
         until("no error", async || {
