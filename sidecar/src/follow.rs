@@ -6,7 +6,7 @@
 //! - Where pods share a Redis, one of them follows, the one with a lock in Postgres. It leaves the lock to others when it can't tell Redis.
 //!
 //! # Assumptions
-//! - Nothing is purged while no pod follows. Its state says so ([`Feed::last_error`]).
+//! - Nothing is purged while no pod follows. Its state says so ([`Feed::last_error`]), also where a stranger has the lock.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -30,6 +30,9 @@ mod notifications;
 
 /// Interval at which the policy is looked at for other feeds, the server is probed, and a lock is tried.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Number of attempts to take a lock after which its holder is looked at again. That takes each partition of the server's table of locks.
+const HOLDER_CHECKS: u32 = 10;
 
 /// First and longest wait before a feed that failed is followed again.
 const RETRY: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
@@ -97,6 +100,7 @@ impl Follower {
     /// Opens a session with the server, and waits until this pod is the one that follows.
     async fn lead(&self) -> anyhow::Result<Session> {
         let session = self.feed.source().session().await?;
+        let mut attempts = 0_u32;
         loop {
             let snapshot = self.config.snapshot();
             if snapshot.store.l2.is_none() {
@@ -104,9 +108,19 @@ impl Follower {
             }
             let generation = snapshot.store.barriers.stamp().generation;
             ensure!(generation != 0, "redis, which passes purges on to other pods, was not reached yet");
-            if session.try_lock(self.feed.lock_key(generation)).await? {
+            let key = self.feed.lock_key(generation);
+            if session.try_lock(key).await? {
                 return Ok(session);
             }
+            if attempts.is_multiple_of(HOLDER_CHECKS)
+                && let Some(stranger) = session.stranger_with(key).await?
+            {
+                bail!(
+                    "a session that belongs to no pod of this policy has the lock by which one of them is chosen: {stranger}; \
+                     end it with pg_terminate_backend"
+                );
+            }
+            attempts += 1;
             self.feed.waits();
             sleep(CHECK_INTERVAL).await;
             self.ensure_current(&session)?;

@@ -143,6 +143,48 @@ async fn lock_of_a_listener_that_is_gone_without_a_word_is_free_soon() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn lock_that_a_stranger_has_is_reported_and_the_gap_is_purged() {
+    let shop = open(&trigger()).await;
+    let origin = Origin::numbered(&[]).await;
+    let policy = shop.policy(REDIS);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    until("a listener", async || sidecar.logged("listening for notifications")).await;
+    shop.server.run("create role stranger login password 'x'").await;
+    let url = shop.server.url("stranger", "x", "disable");
+    let (stranger, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let of_locks = "from pg_locks where locktype = 'advisory'";
+    let key = shop.server.number(&format!("select (classid::bigint << 32) | objid::bigint {of_locks}")).await;
+    let takes = tokio::spawn(async move {
+        stranger.batch_execute(&format!("select pg_advisory_lock({key})")).await.unwrap();
+        stranger
+    });
+    until("the stranger waits for the lock", async || {
+        let waiting = format!("select count(*) {of_locks} and not granted");
+        (shop.server.number(&waiting).await == 1).then_some(())
+    })
+    .await;
+    let old = sidecar.stored("/users/1").await;
+    shop.end_connections("client backend").await;
+    let stranger = takes.await.unwrap();
+    until("the stranger is named", async || {
+        let error = sidecar.last_error("notifications/db").await;
+        error.contains("of role stranger").then_some(())
+    })
+    .await;
+    until("the feed is down", async || {
+        (sidecar.metric("larder_tier_up", &["notifications/db"]).await == 0.0).then_some(())
+    })
+    .await;
+    shop.server
+        .run("alter table users disable trigger all; update users set name = 'unheard' where id = '1'")
+        .await;
+    drop(stranger);
+    sidecar.until_new("/users/1", &old).await;
+    sidecar.until_no_error().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn notification_received_before_a_connection_ends_purges() {
     let shop = open(&trigger()).await;
     let (relay, url) = shop.relay().await;

@@ -32,6 +32,15 @@ pub(super) const BOUNDS: &str = "select set_config(name, bound, false) from pg_s
   ('tcp_keepalives_idle', '2s'), ('tcp_keepalives_interval', '1s'), ('tcp_keepalives_count', '3')
 ) as bounds (name, bound) using (name)";
 
+/// The holder of a lock with a key of 64 bits, unless it has this session's role and name. Both are shown to every role.
+const STRANGER: &str = "
+select format('process %s of role %s, named %L', other.pid, other.usename, other.application_name)
+from pg_stat_activity as own, pg_locks as lock join pg_stat_activity as other using (pid)
+where own.pid = pg_backend_pid() and lock.granted and lock.locktype = 'advisory' and lock.objsubid = 1
+and lock.database = own.datid and lock.classid = (($1::bigint >> 32) & 4294967295)::oid
+and lock.objid = ($1::bigint & 4294967295)::oid
+and (other.usesysid, other.application_name) is distinct from (own.usesysid, own.application_name)";
+
 /// A connection to the primary. It must be used each second ([`BOUNDS`]).
 #[derive(Debug)]
 pub struct Session {
@@ -89,6 +98,16 @@ impl Session {
     pub async fn try_lock(&self, key: i64) -> anyhow::Result<bool> {
         let row = self.query("select pg_try_advisory_lock($1)", &[&key]).await?;
         Ok(row.first().context("a function returned no row")?.try_get(0)?)
+    }
+
+    /// Returns a description of the session that holds a lock, if it is of another role, or has another name, than this one: a pod of the
+    /// same policy has neither.
+    ///
+    /// # Errors
+    /// If the session ends or is too slow.
+    pub async fn stranger_with(&self, key: i64) -> anyhow::Result<Option<String>> {
+        let rows = self.query(STRANGER, &[&key]).await?;
+        Ok(rows.first().map(|row| row.try_get(0)).transpose()?)
     }
 
     /// Runs a query.
