@@ -83,4 +83,5 @@ mod integration {
     mod variants;
     mod versions;
     mod write_values;
+    mod writes;
 }

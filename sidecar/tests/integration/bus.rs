@@ -100,13 +100,7 @@ impl Stand {
 
 /// An application whose pages contain the number of writes so far.
 async fn stateful() -> Origin {
-    let state = Arc::new(AtomicUsize::new(0));
-    Origin::start(move |seen| {
-        let written = usize::from(seen.method == Method::PUT);
-        let now = state.fetch_add(written, Ordering::SeqCst) + written;
-        async move { reply(&[("xkey", "shared")], now.to_string()) }
-    })
-    .await
+    Origin::stateful(&[("xkey", "shared")]).await
 }
 
 /// Writes pages of which nobody reads any, so many a second however long one takes, until it is told to end. Returns how long

@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -60,6 +63,17 @@ impl Origin {
     /// Starts an application that responds to every request with its number.
     pub(crate) async fn numbered(headers: &'static [(&'static str, &'static str)]) -> Self {
         Self::start(move |seen| async move { reply(headers, seen.number.to_string()) }).await
+    }
+
+    /// Starts an application that responds with the number of PUTs so far.
+    pub(crate) async fn stateful(headers: &'static [(&'static str, &'static str)]) -> Self {
+        let state = AtomicUsize::new(0);
+        Self::start(move |seen| {
+            let written = usize::from(seen.method == Method::PUT);
+            let now = state.fetch_add(written, Ordering::SeqCst) + written;
+            async move { reply(headers, now.to_string()) }
+        })
+        .await
     }
 
     /// Starts an application that responds with the request's number, under the status that `x-status` names and with the header
