@@ -23,6 +23,7 @@ use super::{
 };
 use crate::budget::Budget;
 
+mod attempts;
 mod body;
 mod chunks;
 mod connection;
@@ -32,6 +33,7 @@ mod raw;
 #[cfg(test)]
 mod tests;
 
+use attempts::{Attempts, Next};
 pub use body::WireBody;
 pub use chunks::{LAST_CHUNK, write_chunk};
 use connection::Connection;
@@ -98,8 +100,7 @@ impl Http1 {
         Self { dialer, budget, idle: Mutex::new(idle) }
     }
 
-    /// Sends a request. One that failed on a connection which may have been closed is sent once more, over a new connection, if its body
-    /// is in memory and its method is idempotent (RFC 9110, section 9.2.2).
+    /// Sends a request, again if it may be.
     ///
     /// # Errors
     /// If the application refused or closed the connection, or sent a malformed response.
@@ -109,31 +110,19 @@ impl Http1 {
         refused: WhenRefused,
     ) -> Result<Response<ApplicationBody>, UpstreamError> {
         let mut outgoing = Outgoing::new(request);
-        match self.attempt(&mut outgoing, refused, true).await {
-            Err(UpstreamError::Exchange { source, .. })
-                if outgoing.may_be_repeated && source.may_have_been_dead() =>
-            {
-                outgoing.rewind();
-                // An application that ends has closed the idle connections, or is about to.
-                self.attempt(&mut outgoing, refused, false).await.map_err(UpstreamError::of_repetition)
-            }
-            outcome => outcome,
-        }
+        let mut attempts = Attempts::new(outgoing.may_be_repeated);
+        let outcome = self.attempt(&mut outgoing, &mut attempts, refused).await;
+        outcome.map_err(|error| attempts.error(error))
     }
 
-    /// Sends a request over an idle connection, if it may, or a new one. A request of which nothing could be written is sent over another
-    /// connection: over a second new one, but not over a third.
     async fn attempt(
         self: &Arc<Self>,
         outgoing: &mut Outgoing,
+        attempts: &mut Attempts,
         refused: WhenRefused,
-        may_use_idle: bool,
     ) -> Result<Response<ApplicationBody>, UpstreamError> {
-        let mut may_fail_new = true;
         loop {
-            let idle = if may_use_idle { self.take_idle(outgoing.may_be_repeated) } else { None };
-            let is_new = idle.is_none();
-            let mut connection = match idle {
+            let mut connection = match attempts.take_idle(self) {
                 Some(connection) => connection,
                 None => self.connect(refused).await?,
             };
@@ -141,16 +130,13 @@ impl Http1 {
             let mut head = IncomingHead::new(&self.budget, outgoing.is_head);
             match poll_fn(|context| poll_exchange(context, &mut connection, outgoing, &mut head)).await {
                 Ok(received) => return self.respond(connection, received, outgoing),
-                Err(source) => {
-                    if !is_new {
-                        self.note_failure(&source);
+                Err(source) => match attempts.failed(self, &source, outgoing.has_begun()) {
+                    Next::OtherConnection => {}
+                    Next::Repetition => outgoing.rewind(),
+                    Next::Nothing => {
+                        return Err(UpstreamError::Exchange { source, was_sent: outgoing.has_begun() });
                     }
-                    let is_unsent = matches!(source, ExchangeError::Io(_)) && !outgoing.has_begun();
-                    if is_unsent && (!is_new || mem::take(&mut may_fail_new)) {
-                        continue;
-                    }
-                    return Err(UpstreamError::Exchange { source, was_sent: outgoing.has_begun() });
-                }
+                },
             }
         }
     }

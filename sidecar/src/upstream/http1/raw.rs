@@ -14,6 +14,7 @@ use tokio::{io::AsyncWrite, net::tcp::OwnedWriteHalf};
 
 use super::{
     Http1,
+    attempts::{Attempts, Next},
     body::WireBody,
     chunks::{LAST_CHUNK, write_chunk},
     connection::Connection,
@@ -45,13 +46,7 @@ pub struct RawExchange {
     has_begun: bool,
     /// Failure of the connection, after which nothing more is written.
     failure: Option<io::Error>,
-    /// True for a request that may be sent twice: an idempotent one without a body (RFC 9110, section 9.2.2).
-    may_be_repeated: bool,
-    is_repetition: bool,
-    /// True if the connection was made for the request.
-    is_new: bool,
-    /// True while a new connection may fail before anything was written.
-    may_fail_new: bool,
+    attempts: Attempts,
     head: IncomingHead,
 }
 
@@ -92,10 +87,7 @@ impl RawExchange {
             is_complete,
             has_begun: false,
             failure: None,
-            may_be_repeated: is_complete && is_idempotent,
-            is_repetition: false,
-            is_new: false,
-            may_fail_new: true,
+            attempts: Attempts::new(is_complete && is_idempotent),
             head: incoming,
         }
     }
@@ -122,7 +114,7 @@ impl RawExchange {
 
     /// Returns true if the application may have seen a part of the request.
     pub fn was_sent(&self) -> bool {
-        self.has_begun || self.is_repetition
+        self.has_begun || self.attempts.is_repetition()
     }
 
     /// Adds a piece of the body.
@@ -172,41 +164,23 @@ impl RawExchange {
         Poll::Ready(())
     }
 
-    /// Waits for the next head, of an interim or the final response, and sends the request meanwhile. One that failed on a connection
-    /// which may have been closed is sent once more, over a new connection, if it may be.
+    /// Waits for the next head, of an interim or the final response, and sends the request meanwhile, again if it may be.
     ///
     /// # Errors
     /// If the application refused or closed the connection, or sent a malformed response.
     pub fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<Result<RawHead, UpstreamError>> {
-        loop {
-            match ready!(self.poll_attempt(context)) {
-                Err(UpstreamError::Exchange { source, .. })
-                    if self.may_be_repeated && !self.is_repetition && source.may_have_been_dead() =>
-                {
-                    (self.stage, self.written, self.has_begun) = (Stage::Unconnected, 0, false);
-                    (self.is_repetition, self.may_fail_new) = (true, true);
-                    self.head.restart();
-                }
-                Err(error) => {
-                    self.stage = Stage::Failed;
-                    let is_repetition = self.is_repetition;
-                    return Poll::Ready(Err(if is_repetition { error.of_repetition() } else { error }));
-                }
-                Ok(head) => return Poll::Ready(Ok(head)),
-            }
-        }
+        let outcome = ready!(self.poll_attempts(context));
+        Poll::Ready(outcome.map_err(|error| {
+            self.stage = Stage::Failed;
+            self.attempts.error(error)
+        }))
     }
 
-    /// Sends the request over an idle connection or a new one. A request of which nothing could be written is sent over another one.
-    fn poll_attempt(&mut self, context: &mut Context<'_>) -> Poll<Result<RawHead, UpstreamError>> {
+    fn poll_attempts(&mut self, context: &mut Context<'_>) -> Poll<Result<RawHead, UpstreamError>> {
         loop {
             match &mut self.stage {
                 Stage::Unconnected => {
-                    // An application that ends has closed the idle connections, or is about to.
-                    let may_be_idle = !self.is_repetition;
-                    let idle = may_be_idle.then(|| self.http1.take_idle(self.may_be_repeated)).flatten();
-                    self.is_new = idle.is_none();
-                    self.stage = match idle {
+                    self.stage = match self.attempts.take_idle(&self.http1) {
                         Some(connection) => Stage::Awaiting(connection),
                         None => {
                             let http1 = Arc::clone(&self.http1);
@@ -221,18 +195,17 @@ impl RawExchange {
                 }
                 Stage::Awaiting(_) => match ready!(self.poll_exchange(context)) {
                     Ok(head) => return Poll::Ready(Ok(head)),
-                    Err(source) => {
-                        if !self.is_new {
-                            self.http1.note_failure(&source);
+                    Err(source) => match self.attempts.failed(&self.http1, &source, self.has_begun) {
+                        Next::OtherConnection => self.stage = Stage::Unconnected,
+                        Next::Repetition => {
+                            (self.stage, self.written, self.has_begun) = (Stage::Unconnected, 0, false);
+                            self.head.restart();
                         }
-                        let is_unsent = matches!(source, ExchangeError::Io(_)) && !self.has_begun;
-                        if is_unsent && (!self.is_new || mem::take(&mut self.may_fail_new)) {
-                            self.stage = Stage::Unconnected;
-                            continue;
+                        Next::Nothing => {
+                            let was_sent = self.has_begun;
+                            return Poll::Ready(Err(UpstreamError::Exchange { source, was_sent }));
                         }
-                        let was_sent = self.has_begun;
-                        return Poll::Ready(Err(UpstreamError::Exchange { source, was_sent }));
-                    }
+                    },
                 },
                 Stage::Responding(..) | Stage::Failed => return Poll::Pending,
             }
