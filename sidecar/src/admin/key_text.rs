@@ -67,6 +67,10 @@ impl<'a> KeyText<'a> {
         } else {
             Some(self.host)
         };
+        if let Some(forwarded) = headers.get("forwarded").and_then(|value| value.to_str().ok()) {
+            let stated = without_unkeyed_hosts(forwarded);
+            headers.insert("forwarded", HeaderValue::try_from(stated).ok()?);
+        }
         let path = NormalPath::new(self.path);
         let line = RequestLine { method: &method, uri_host, path: &path, query: self.query };
         snapshot.policy().route(&line, &headers)
@@ -97,6 +101,14 @@ fn field(part: &str) -> Option<(HeaderName, HeaderValue)> {
         }
     };
     Some((HeaderName::from_bytes(name.as_bytes()).ok()?, HeaderValue::from_bytes(&value).ok()?))
+}
+
+/// Takes the hosts out of `Forwarded` of which the key has the name alone (`key.host: Ignore`): they were those of the route.
+fn without_unkeyed_hosts(forwarded: &str) -> String {
+    let is_stated = |pair: &&str| !pair.trim().eq_ignore_ascii_case("host=");
+    let elements =
+        forwarded.split(',').map(|pairs| pairs.split(';').filter(is_stated).collect::<Vec<_>>().join(";"));
+    elements.filter(|pairs| !pairs.is_empty()).collect::<Vec<_>>().join(",")
 }
 
 fn split_before(text: &str, at: char) -> (&str, &str) {
@@ -153,6 +165,17 @@ mod tests {
             let mut again = key.as_str().to_owned();
             vary::write_variant(&mut again, &vary, &parsed.headers());
             assert_eq!(again, variant, "its headers are those of the variant");
+        }
+    }
+
+    #[test]
+    fn hosts_that_are_not_in_the_key_are_none_of_the_request() {
+        for (keyed, stated) in [
+            ("for=;Host=;proto=https", "for=;proto=https"),
+            ("host=, host=;proto=https, for=", "proto=https, for="),
+            ("for=;host=shop;proto=https", "for=;host=shop;proto=https"),
+        ] {
+            assert_eq!(without_unkeyed_hosts(keyed).trim(), stated, "{keyed}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! Matching of routes, and the parts of their keys.
 
 use http::Method;
+use serde_json::Value;
 
 use super::harness::{Origin, Policy, RedisServer, Sidecar, Wire, reply};
 
@@ -95,6 +96,21 @@ async fn route_that_ignores_the_host_has_one_response_for_all_of_them() {
     let key = r#"{"keys": ["GET:http://shop.shop.svc.cluster.local/a"]}"#;
     assert_eq!(sidecar.purge(key).await.status, 200);
     assert_ne!(ask("/a", hosts[0]).await, body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entry_whose_forwarded_host_is_not_in_its_key_has_its_route() {
+    let origin = Origin::numbered(&[]).await;
+    let route =
+        r#"{name: page, match: {path: "/{page}", host: shop.example}, ttl: 60s, key: {host: Ignore}}"#;
+    let (sidecar, _policy) = under(&origin, route).await;
+    let mut wire = Wire::to(sidecar.address).await;
+    let hosts = "Host: shop.example\r\nForwarded: for=192.0.2.1;host=shop.example;proto=https";
+    wire.say(format!("GET /a HTTP/1.1\r\n{hosts}\r\n\r\n")).await;
+    wire.answer().await;
+    let found = sidecar.with_token(Method::GET, "/entries/GET:/a", "").await.body;
+    let found: Value = serde_json::from_str(&found).unwrap();
+    assert_eq!(found["entries"][0]["route"], "page", "{found}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
