@@ -14,10 +14,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     barriers::{Barriers, Stamp},
-    breaker::Breaker,
     budget::Kind,
     cache_key::CacheKey,
-    cache_status::Tier,
     clock::boot_ms,
     entry::{
         Entry,
@@ -29,6 +27,7 @@ use crate::{
 };
 
 mod acknowledgements;
+mod breakers;
 mod bus;
 mod catch_up;
 mod commands;
@@ -53,6 +52,7 @@ mod subscription;
 mod thread_connection;
 mod versions;
 
+use breakers::Breakers;
 use commands::{NewRecord, PurgeCommand, Question, RecordStart};
 use connection::Connection;
 use connector::Connector;
@@ -153,7 +153,7 @@ pub struct L2 {
     question: Question,
     formers: Arc<Formers>,
     _listing: AbortOnDropHandle<()>,
-    breaker: Breaker,
+    breakers: Breakers,
     timeout: Duration,
     hard_timeout: Duration,
     max_object_size: Option<u64>,
@@ -195,7 +195,7 @@ impl L2 {
             version,
             formers: Arc::clone(formers),
             _listing: listing,
-            breaker: Breaker::default(),
+            breakers: Breakers::new(spec.topology),
             timeout: spec.timeout.0,
             hard_timeout: spec.hard_timeout().0,
             max_object_size: spec.max_object_size.map(|size| size.0),
@@ -206,7 +206,7 @@ impl L2 {
 
     /// Returns true if Redis is connected and trusted to respond, and purges of other pods are heard.
     pub fn is_up(&self) -> bool {
-        self.takes_purges() && self.breaker.is_closed()
+        self.takes_purges() && self.breakers.are_closed()
     }
 
     /// Returns true if there are purges, or writes, that Redis could not be told of, or that a server in its place may not know of.
@@ -232,8 +232,13 @@ impl L2 {
         within: Limits<'_>,
         patience: Patience,
     ) -> Result<L2Lookup, L2Error> {
+        // Without authentication nothing is read, and the order of purges is learned all the same.
+        let seal = self.records.seal();
+        let primary = seal.as_ref().map(|seal| (seal, seal.keys().primary(key)));
+        let asked = primary.as_ref().map(|(_, place)| &*place.name);
+        let place = asked.unwrap_or(self.keys.barriers());
         // Slow is better than nothing, and than asking a source twice: the breaker says only what Redis was.
-        if patience == Patience::Soft && !self.breaker.allows() {
+        if patience == Patience::Soft && !self.breakers.of(place).allows() {
             return Err(L2Error::Down);
         }
         let timeout = self.deadline(patience);
@@ -249,12 +254,8 @@ impl L2 {
         let started = Instant::now();
         let deadline = started + timeout;
         let outcome = async {
-            // Without authentication nothing is read, and the order of purges is learned all the same.
-            let seal = self.records.seal();
             let Limits { rules, max_body } = within;
             let limit = self.limit(max_body);
-            let primary = seal.as_ref().map(|seal| (seal, seal.keys().primary(key)));
-            let asked = primary.as_ref().map(|(_, place)| &*place.name);
             let asked_at = boot_ms();
             let mut reply = commands::lookup(&connection, deadline, &self.question, names, asked).await?;
             let start = mem::take(&mut reply.record);
@@ -307,7 +308,7 @@ impl L2 {
             L2Error::Redis(error) if error.is_timeout() => L2Error::Deadline(timeout),
             error => error,
         });
-        self.judge("lookup", started, &outcome);
+        self.judge(("lookup", place), started, &outcome);
         outcome
     }
 
@@ -359,22 +360,24 @@ impl L2 {
         max_body: u64,
         keep: Duration,
     ) -> Result<(), L2Error> {
+        let seal = self.records.seal().ok_or(L2Error::Down)?;
+        let place = seal.keys().primary(key.primary());
+        let name = place.name.clone();
         // Nobody waits for this one: a large body may take longer than a lookup.
-        self.timed("store", self.hard_timeout, async {
+        self.timed(("store", &name), self.hard_timeout, async {
             let mut connection = self.link.connection().ok_or(L2Error::Down)?;
-            let seal = self.records.seal().ok_or(L2Error::Down)?;
             let mut records = Vec::with_capacity(2);
             let mut add = |place: RecordPlace, record, yields| {
                 let bytes = seal.close(&place, record);
                 records.push(NewRecord { key: place.name, bytes, yields });
             };
-            let (keys, primary, vary) = (seal.keys(), key.primary(), key.vary());
+            let vary = key.vary();
             if vary.is_empty() {
-                add(keys.primary(primary), codec::encode(entry), false);
+                add(place, codec::encode(entry), false);
             } else {
                 // An error has the names of the responses beside it, which are of use for longer.
-                add(keys.primary(primary), codec::encode_vary(vary), entry.status().as_u16() >= 400);
-                add(keys.variant(primary, key.variant()), codec::encode(entry), false);
+                add(place, codec::encode_vary(vary), entry.status().as_u16() >= 400);
+                add(seal.keys().variant(key.primary(), key.variant()), codec::encode(entry), false);
             }
             // A record that would be refused when it is read must not replace another one.
             let limit = self.limit(max_body);
@@ -409,7 +412,7 @@ impl L2 {
         let origin = number.map(Origin::Pod).or_else(|| is_relayed.then(Origin::new));
         let formers = self.formers.tell_beside(names, self.version.name(), beside, origin);
         // Whatever the breaker says: lookups that were slow are no reason to leave other pods in the dark.
-        let purged = self.attempt("purge", PURGE_DEADLINE, async {
+        let purged = self.attempt(("purge", self.keys.barriers()), PURGE_DEADLINE, async {
             let mut connection = self.link.first_connection().await.ok_or(L2Error::Down)?;
             let (asker, asked_at) = (connection.asker(), boot_ms());
             let version = self.version.name();
@@ -451,50 +454,6 @@ impl L2 {
         match patience {
             Patience::Soft => self.timeout,
             Patience::Hard => self.hard_timeout,
-        }
-    }
-
-    async fn timed<T>(
-        &self,
-        operation: &'static str,
-        deadline: Duration,
-        work: impl Future<Output = Result<T, L2Error>>,
-    ) -> Result<T, L2Error> {
-        if !self.breaker.allows() {
-            return Err(L2Error::Down);
-        }
-        self.attempt(operation, deadline, work).await
-    }
-
-    async fn attempt<T>(
-        &self,
-        operation: &'static str,
-        deadline: Duration,
-        work: impl Future<Output = Result<T, L2Error>>,
-    ) -> Result<T, L2Error> {
-        let started = Instant::now();
-        let outcome = tokio::time::timeout(deadline, work).await.unwrap_or(Err(L2Error::Deadline(deadline)));
-        self.judge(operation, started, &outcome);
-        outcome
-    }
-
-    /// Counts the outcome of an operation, and tells the breaker of it.
-    fn judge<T>(&self, operation: &'static str, started: Instant, outcome: &Result<T, L2Error>) {
-        match outcome {
-            Ok(_) => {
-                let elapsed = started.elapsed();
-                // One that is quick enough for what nobody waits for may be too slow for requests.
-                if elapsed <= self.timeout {
-                    self.breaker.succeeded();
-                }
-                self.telemetry.tier_answered(Tier::L2, elapsed);
-            }
-            Err(L2Error::Down | L2Error::Unproven | L2Error::TooLarge) => {}
-            Err(error) => {
-                self.breaker.failed();
-                self.telemetry.stats.tier_failed(Tier::L2);
-                tracing::debug!(operation, %error, "redis failed");
-            }
         }
     }
 }

@@ -78,7 +78,7 @@ impl L2 {
         let mut waiting = self.link.leases().register(&keys[0]);
         let token = random();
         let reply = self
-            .timed("lease", self.deadline(patience), async {
+            .timed(("lease", &*keys[0]), self.deadline(patience), async {
                 let mut connection = self.link.connection().ok_or(L2Error::Down)?;
                 Ok(commands::lease(&mut connection, &keys, &entry, token, LEASE_TERM.min(longest)).await?)
             })
@@ -113,7 +113,7 @@ impl L2 {
                 return;
             }
             let renewed = self
-                .timed("renew", self.hard_timeout, async {
+                .timed(("renew", &*keys[0]), self.hard_timeout, async {
                     let mut connection = self.link.connection().ok_or(L2Error::Down)?;
                     Ok(commands::renew(&mut connection, &keys[0], token, term).await?)
                 })
@@ -126,7 +126,7 @@ impl L2 {
 
     async fn give_back(&self, keys: &[String; 2], token: u64, stored: bool) {
         let given_back = self
-            .timed("release", self.hard_timeout, async {
+            .timed(("release", &*keys[0]), self.hard_timeout, async {
                 let mut connection = self.link.connection().ok_or(L2Error::Down)?;
                 let message = [LEASE_PREFIX, if stored { b"1" } else { b"0" }, keys[0].as_bytes()].concat();
                 let channel = self.keys.barriers();
