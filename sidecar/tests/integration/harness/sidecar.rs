@@ -13,7 +13,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -323,9 +323,11 @@ impl Sidecar {
         Peak::of(self.child.id().unwrap())
     }
 
-    /// Ends the process at once, as a lost node does.
+    /// Ends the process at once, as a lost node does. Its ports are free when this returns.
     pub(crate) fn kill(&self) {
         self.signal(Signal::KILL);
+        // The runtime reaps it later.
+        waitid(WaitId::Pid(self.pid()), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
     }
 
     /// Sends SIGTERM.
@@ -344,8 +346,11 @@ impl Sidecar {
     }
 
     fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(i32::try_from(self.child.id().unwrap()).unwrap()).unwrap();
-        kill_process(pid, signal).unwrap();
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id().unwrap()).unwrap()).unwrap()
     }
 
     /// Waits until the process has ended. Returns true if it succeeded.
