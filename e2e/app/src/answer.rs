@@ -54,7 +54,8 @@ mod tests {
     #[test]
     fn query_describes_the_response() {
         let wanted =
-            Wanted::parse("q=1&status=404&delay=5&size=7&header=Vary:*&header=Set-Cookie:a=%22b%22;%20c").unwrap();
+            Wanted::parse("q=1&status=404&delay=5&size=7&header=Vary:*&header=Set-Cookie:a=%22b%22;%20c")
+                .unwrap();
         assert_eq!(wanted.status, StatusCode::NOT_FOUND);
         assert_eq!(wanted.delay, Duration::from_millis(5));
         assert_eq!(wanted.size, 7);
