@@ -92,6 +92,26 @@ install_express() { # SOURCES FOLDER
   npm ci --no-audit --no-fund --ignore-scripts
 }
 
+# The clients that some tests have purge by PURGE requests (sidecar/tests/clients).
+need_test_clients() {
+  local requirements=$root/sidecar/tests/clients/requirements.txt clients
+  need python3 python3
+  clients=$cache/test-clients-$(hash_of sidecar/tests/clients/requirements.txt)
+  if [[ ! -d $clients ]]; then
+    python3 -c 'import ensurepip' 2>/dev/null || install_packages python3-venv "install Python 3 with venv and pip"
+    made_once "$clients" "pip install: clients that purge" "see the log; is PyPI in reach?" install_test_clients "$requirements"
+    keep_newest 2 "$cache"/test-clients-*
+  fi
+  LARDER_TEST_PYTHON=$(command -v python3)
+  export LARDER_TEST_CLIENTS=$clients LARDER_TEST_PYTHON
+}
+
+install_test_clients() { # REQUIREMENTS FOLDER
+  python3 -m venv "$2/python"
+  "$2/python/bin/python3" -m pip install --quiet --disable-pip-version-check --no-deps --target "$2" --requirement "$1"
+  rm -rf "$2/python"
+}
+
 compile_go_application() { # SOURCES FILE
   cd "$1"
   CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o "$2" .

@@ -97,6 +97,7 @@ test_integration() {
   start_redis
   start_postgres
   need_test_applications
+  need_test_clients
   # A test waits for more than half of its time: three of them keep two cores busy.
   shown "integration tests" "run one by \`./dev test integration\`; they ask for $LARDER_TEST_REDIS_URL and $LARDER_TEST_POSTGRES_URL" \
     cargo test --workspace --test integration --test allocations --test l1_memory -- --test-threads=3

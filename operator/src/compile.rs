@@ -84,8 +84,9 @@ fn write(owner: Owner<'_>, spec: CacheSpec, destinations: &Destinations) -> Comp
         namespace: owner.namespace.to_owned(),
         uid: owner.uid.to_owned(),
     };
-    // What is cached may rely on seeing every write only where writes, or their responses, purge.
-    let purges = |rules: &Invalidation| !rules.on_write.is_empty() || rules.from_responses;
+    // What is cached may rely on seeing every write only where writes, their responses or requests of their own purge.
+    let purges =
+        |rules: &Invalidation| !rules.on_write.is_empty() || rules.from_responses || rules.requests.is_some();
     let follows_coverage = spec.invalidation.as_ref().is_some_and(purges);
     let destinations = destinations.clone();
     let yaml = Document { follows_coverage, destinations, ..Document::new(metadata, spec) }.to_yaml();
@@ -259,6 +260,8 @@ mod tests {
         assert!(!suspended(OWNER).follows_coverage);
         let by_responses = spec(json!({"invalidation": {"fromResponses": true}})).cache;
         assert!(compile(OWNER, &by_responses, &[], &Bounds::default()).unwrap().follows_coverage);
+        let by_requests = spec(json!({"invalidation": {"requests": {}}})).cache;
+        assert!(compile(OWNER, &by_requests, &[], &Bounds::default()).unwrap().follows_coverage);
     }
 
     #[test]

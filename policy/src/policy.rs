@@ -1,5 +1,6 @@
 //! A compiled policy.
 
+mod access;
 mod check;
 mod forwarded;
 mod hosts;
@@ -14,6 +15,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::HeaderName;
 
+pub use self::access::PurgeAccess;
 pub use self::route::{BypassBy, HttpSource, Match, QuerySource, RequestLine, Route, SourceRef};
 pub(crate) use self::writes::leads_out;
 pub use self::writes::{Purges, WritePurges};
@@ -62,6 +64,8 @@ pub struct Policy {
     pub notifications: Option<Notifications>,
     /// True if responses of the application may purge (`Larder-Purge`).
     pub obeys_responses: bool,
+    /// Permission of PURGE and BAN requests; `None` if they are requests like any other.
+    pub purge_requests: Option<PurgeAccess>,
     routes: Vec<Arc<Route>>,
     /// Routes that store.
     index: RouteIndex,
@@ -118,6 +122,7 @@ impl Policy {
             on_purge_failure: OnPurgeFailure::Ignore,
             notifications: None,
             obeys_responses: false,
+            purge_requests: None,
             index: RouteIndex::of_paths(routes.iter()),
             passing: None,
             readings: RouteIndex::of_readings(routes.iter()),
@@ -213,6 +218,9 @@ impl Policy {
         if let Some(notifications) = &notifications {
             check.notifications("spec.invalidation.notifications", notifications, &sources);
         }
+        let purge_requests = invalidation.as_ref().and_then(|invalidation| invalidation.requests.as_ref());
+        let purge_requests =
+            purge_requests.map(|requests| check.purge_requests("spec.invalidation.requests", requests));
         let otlp = telemetry.as_ref().and_then(|telemetry| telemetry.otlp.clone());
         if let Some(otlp) = &otlp {
             check.otlp("spec.telemetry.otlp", otlp);
@@ -233,6 +241,7 @@ impl Policy {
                 .unwrap_or_default(),
             notifications,
             obeys_responses: invalidation.as_ref().is_some_and(|invalidation| invalidation.from_responses),
+            purge_requests,
             index: RouteIndex::of_paths(routes.iter().filter(|route| !route.passes)),
             passing: passing::index(&routes),
             readings: RouteIndex::of_readings(routes.iter()),
@@ -286,6 +295,7 @@ impl Policy {
             // What was stored without them is purged when they are followed.
             changes: _,
             notifications: _,
+            purge_requests: _,
             obeys_responses,
             routes,
             index: _,

@@ -10,6 +10,7 @@ mod invalidation;
 mod key;
 mod notifications;
 mod pass;
+mod requests;
 mod route;
 mod source;
 mod tags;
@@ -27,6 +28,7 @@ pub use self::{
     invalidation::{Invalidation, OnPurgeFailure, OnWrite, PurgeSpec, UnseenWrites, WriteMatch},
     key::{KeyBody, KeyHost, KeyQuery, KeySpec, QueryOrder},
     notifications::Notifications,
+    requests::PurgeRequests,
     route::{
         Bypass, CacheableMethod, ClientDirectives, Despite, EarlyRefresh, ForwardHeaders, LastKnownGood,
         RouteMatch, RouteSpec, SetCookie, StatusSpec, TrailingSlash, TtlFrom,

@@ -37,6 +37,16 @@ impl Separators {
         }
     }
 
+    /// Returns the tags of a line.
+    fn split(self, line: &[u8]) -> impl Iterator<Item = &[u8]> {
+        let tags = line.split(move |byte| self.has(*byte)).map(move |tag| match self {
+            // API Platform writes a comma before each blank.
+            Self::Blanks => tag.strip_suffix(b",").unwrap_or(tag),
+            Self::Commas | Self::Both => tag.trim_ascii(),
+        });
+        tags.filter(|tag| !tag.is_empty())
+    }
+
     fn has(self, byte: u8) -> bool {
         let (is_blank, is_comma) = (matches!(byte, b' ' | b'\t'), byte == b',');
         match self {
@@ -71,10 +81,7 @@ impl TagsFrom {
         let (mut names, mut bytes, mut is_complete) = (Vec::new(), 0, true);
         for (header, separators) in &self.headers {
             is_complete &= fields.has(header.as_str());
-            let lines = fields.values(header.as_str());
-            let tags =
-                lines.flat_map(|line| line.split(|byte| separators.has(*byte))).map(<[u8]>::trim_ascii);
-            for tag in tags.filter(|tag| !tag.is_empty()) {
+            for tag in fields.values(header.as_str()).flat_map(|line| separators.split(line)) {
                 bytes += tag.len();
                 if names.len() == MAX_TAGS || bytes > MAX_TAG_BYTES {
                     return ResponseTags { names: vec![], is_complete, are_too_many: true };
@@ -84,6 +91,11 @@ impl TagsFrom {
         }
         ResponseTags { names, is_complete, are_too_many: false }
     }
+}
+
+/// Returns the tags in a line of a header field, separated as those of responses are.
+pub fn tags_in<'a>(name: &HeaderName, line: &'a [u8]) -> impl Iterator<Item = Cow<'a, str>> + use<'a> {
+    Separators::of(name).split(line).map(text_of)
 }
 
 /// Returns a tag as text: in UTF-8, or in ISO 8859-1 if it is not that (RFC 9110, section 5.5).
@@ -156,6 +168,7 @@ mod tests {
         let all = rules(&["surrogate-key", "cache-tag", "xkey"]);
         for (lines, tags) in [
             (&[("Surrogate-Key", " a  b,c \td")][..], &["a", "b,c", "d"][..]),
+            (&[("Surrogate-Key", "a, b, ,")], &["a", "b"]),
             (&[("Cache-Tag", "a b, c,,d ")], &["a b", "c", "d"]),
             (&[("xkey", "a,b c"), ("xkey", "d")], &["a", "b", "c", "d"]),
             (&[("xkey", "a"), ("Cache-Tag", "a"), ("Surrogate-Key", "b")], &["a", "b"]),

@@ -6,6 +6,9 @@ use serde_json::json;
 
 use crate::{body::Body, http1_guard::RequestError, upstream::UpstreamReason};
 
+/// Media type of problem details.
+const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("application/problem+json");
+
 /// An error, as reported to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
@@ -81,10 +84,7 @@ impl Problem {
 
     /// Returns the content of the response, as JSON.
     pub fn content(self) -> Bytes {
-        let status = self.status();
-        let text =
-            json!({"title": status.canonical_reason(), "status": status.as_u16(), "detail": self.detail()});
-        text.to_string().into()
+        content(self.status(), self.detail())
     }
 
     /// Returns the response. It has no `Cache-Status`, because no cache took part in it.
@@ -95,9 +95,20 @@ impl Problem {
     /// Returns the head of the response.
     pub fn head(self) -> Response<()> {
         let mut response = self.response_without_content();
-        response
-            .headers_mut()
-            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response.headers_mut().insert(header::CONTENT_TYPE, MEDIA_TYPE);
         response
     }
+}
+
+/// Returns the response to a request that is refused for a reason of its own.
+pub fn refusal(status: StatusCode, detail: &str) -> Response<Body> {
+    let mut response = Response::new(Body::full(content(status, detail)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, MEDIA_TYPE);
+    response
+}
+
+fn content(status: StatusCode, detail: &str) -> Bytes {
+    let text = json!({"title": status.canonical_reason(), "status": status.as_u16(), "detail": detail});
+    text.to_string().into()
 }

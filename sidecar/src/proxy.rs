@@ -1,6 +1,6 @@
 //! The path of a request.
 
-use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::Router;
 use bytes::Bytes;
@@ -26,7 +26,7 @@ use crate::{
     http1_guard::{Handoff, RawTarget},
     peers::Peers,
     problem::Problem,
-    purge::Purging,
+    purge::{Purging, requests},
     snapshot::{NO_ROUTE, Snapshot},
     stats::{Outcome, RouteStats},
     tail::{Answered, Arrival},
@@ -53,6 +53,7 @@ mod memory;
 mod origin;
 mod persist;
 mod pipeline;
+mod purging;
 mod received;
 mod redis;
 mod refresh;
@@ -91,6 +92,8 @@ pub struct Proxy {
     pub drain: Arc<Drain>,
     /// Admin API, for policies that put it under the application's address.
     pub admin: Router,
+    /// Where the token is that permits to purge.
+    pub token_file: Option<PathBuf>,
     /// True if plain requests are served by the guards of their connections, without the general path.
     pub relays: bool,
 }
@@ -251,6 +254,7 @@ impl Proxy {
     ) -> BoxFuture<'a, Box<Served>> {
         let (upgrade, has_content) = (headers::upgrade(request.headers()), !request.body().is_end_stream());
         let from_client = hyper::upgrade::on(&mut request);
+        let is_of_proxy = requests::is_purge(request.method()) && requests::is_of_proxy(request.headers());
         // The key must not depend on fields that the application will not see.
         headers::remove_hop_by_hop(request.headers_mut());
         let disposition = classify(snapshot, &request, upgrade, has_content);
@@ -258,6 +262,9 @@ impl Proxy {
         match disposition {
             Disposition::End(EndsHere::Connect) => Box::pin(ready(Served::problem(Problem::NoTunnel, None))),
             Disposition::End(EndsHere::Admin) => Box::pin(self.ask_admin(snapshot, request, client)),
+            Disposition::End(EndsHere::Purge) => {
+                Box::pin(self.purge_as_asked(snapshot, request, client, is_of_proxy))
+            }
             Disposition::End(EndsHere::MaxForwards) => {
                 let is_trace = *request.method() == Method::TRACE;
                 let problem = if is_trace { Problem::NoTrace } else { Problem::LastForward };

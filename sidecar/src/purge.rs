@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use larder_api::admin::PeersTold;
+use http::StatusCode;
+use larder_api::admin::{PeersTold, PurgeReport, PurgeRequest};
 use larder_policy::{Policy, PurgeName, Writing};
 
 pub mod document;
+mod pattern;
+pub mod requests;
 
 use crate::{
     config::ConfigWatcher,
@@ -65,6 +68,20 @@ impl Purging<'_> {
         }
     }
 
+    /// Purges what a document names, and reports the progress: with a 202 if Redis or other pods may not have the purge.
+    pub async fn report(self, request: PurgeRequest, origin: PurgeOrigin) -> (StatusCode, PurgeReport) {
+        let names = |policy: &Policy| document::names_of(&request, policy);
+        let Purge { progress, peers } = self.on_request(names, origin).await;
+        let redis = matches!(progress, Purged::Everywhere(_));
+        let (order, pending) = match progress {
+            Purged::Here(order) => (Some(order), missing(peers.as_ref())),
+            Purged::Everywhere(order) => (Some(order), None),
+            Purged::Pending(error) => (None, Some(error.to_string())),
+        };
+        let status = if pending.is_none() { StatusCode::OK } else { StatusCode::ACCEPTED };
+        (status, PurgeReport { purged: request.into(), order, redis, pending, peers })
+    }
+
     /// Purges after a write, under the policies at its start and now, because the policy may have changed meanwhile. If a
     /// policy names nothing, pods with another version are informed, because that may name something. Purges that could not
     /// reach Redis, because no policy had one, are remembered.
@@ -115,7 +132,7 @@ impl Purging<'_> {
         let store = &snapshot.store;
         store.forget_last_known_good(names);
         let proof = match origin {
-            PurgeOrigin::Api | PurgeOrigin::Postgres => Proof::Afterwards,
+            PurgeOrigin::Api | PurgeOrigin::Request | PurgeOrigin::Postgres => Proof::Afterwards,
             PurgeOrigin::Write | PurgeOrigin::Response => Proof::Recent,
         };
         let number = self.peers.map(Peers::number);
@@ -153,6 +170,12 @@ impl Purging<'_> {
         let generation = if is_ordered { store.barriers.stamp().generation } else { 0 };
         Some(self.peers?.tell(store.version, names, (number?, generation)).await)
     }
+}
+
+/// Returns a text that names the pods which did not acknowledge a purge, if there are any.
+fn missing(told: Option<&PeersTold>) -> Option<String> {
+    let missing = &told?.missing;
+    (!missing.is_empty()).then(|| format!("not acknowledged by {}", missing.join(", ")))
 }
 
 impl ConfigWatcher {

@@ -121,12 +121,13 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
         let proxy = {
             let (config, telemetry, drain) =
                 (Arc::clone(&config), Arc::clone(&telemetry), Arc::clone(&drain));
-            let (admin_mount, peers) = (admin_mount.clone(), peers.clone());
+            let (admin_mount, peers, token_file) =
+                (admin_mount.clone(), peers.clone(), admin.token_file.clone());
             move |Endpoint { dialer, target, .. }: &Endpoint| {
                 let upstream = Upstream::new(Arc::clone(dialer), Arc::clone(&telemetry.stats.budget));
                 let (config, telemetry, drain) =
                     (Arc::clone(&config), Arc::clone(&telemetry), Arc::clone(&drain));
-                let admin = admin_mount.clone();
+                let (admin, token_file) = (admin_mount.clone(), token_file.clone());
                 Arc::new(Proxy {
                     config,
                     peers: peers.clone(),
@@ -135,6 +136,7 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
                     telemetry,
                     drain,
                     admin,
+                    token_file,
                     relays: !general_path,
                 })
             }

@@ -1,8 +1,9 @@
 //! Secrets, and the configuration that contains or references them.
 
-use std::{env, fmt, fs};
+use std::{env, fmt, fs, path::Path};
 
 use anyhow::{Context, bail};
+use http::{HeaderMap, header::AUTHORIZATION};
 use larder_policy::spec::ValueFrom;
 
 /// URL of a server and the CA that it is trusted by, as read at some moment.
@@ -61,4 +62,28 @@ fn read(from: &ValueFrom) -> anyhow::Result<String> {
         }
         ValueFrom { .. } => bail!("the reference is empty: set env or file"),
     }
+}
+
+/// Compares a token with the one in a file, which is read each time, because a Secret's file may change.
+///
+/// # Errors
+/// The reason why it permits nothing.
+pub async fn check_token(file: Option<&Path>, given: Option<&[u8]>) -> Result<(), &'static str> {
+    let Some(file) = file else {
+        return Err("no token is configured: start the sidecar with --admin-token-file");
+    };
+    let given = given.ok_or("send the token: Authorization: Bearer TOKEN")?;
+    let token = tokio::fs::read(file).await.map_err(|_| "the token file can't be read")?;
+    let token = token.trim_ascii();
+    // Hashes of equal length are compared in constant time.
+    let is_it = blake3::hash(token) == blake3::hash(given) && !token.is_empty();
+    if is_it { Ok(()) } else { Err("the token is wrong") }
+}
+
+/// Returns the token in `Authorization: Bearer TOKEN` (RFC 6750, section 2.1).
+pub fn bearer_token(headers: &HeaderMap) -> Option<&[u8]> {
+    let (scheme, given) = headers.get(AUTHORIZATION)?.as_bytes().split_at_checked("Bearer".len())?;
+    let is_bearer = scheme.eq_ignore_ascii_case(b"Bearer") && matches!(given, [] | [b' ', ..]);
+    // Nothing behind the scheme, and so no blank either, is an empty token.
+    is_bearer.then(|| given.strip_prefix(b" ").unwrap_or_default())
 }

@@ -34,6 +34,8 @@ larder_api::labelled! {
     pub enum PurgeOrigin {
         /// The admin API.
         Api = "api",
+        /// A PURGE or BAN request to the application's address.
+        Request = "request",
         /// A write through the sidecar.
         Write = "write",
         /// Postgres, by a notification, or after a gap in which some may have been lost.
@@ -44,13 +46,17 @@ larder_api::labelled! {
 }
 
 larder_api::labelled! {
-    /// Reason not to carry out a purge that a response asks for.
+    /// Reason not to carry out a purge that a response or a request asks for.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum RefusedPurge {
         /// The document is malformed, or names nothing.
         Malformed = "malformed",
         /// A cache or a proxy passed the response on.
         Relayed = "relayed",
+        /// A PURGE or BAN request has no token and comes from no allowed network.
+        Forbidden = "forbidden",
+        /// A PURGE or BAN request names what no purge does.
+        Untranslated = "untranslated",
     }
 }
 
@@ -295,12 +301,12 @@ impl Stats {
         self.purges[origin as usize].load(Ordering::Relaxed)
     }
 
-    /// Counts a purge that a response asked for in vain. Returns true for the first of its reason.
+    /// Counts a purge that a response or a request asked for in vain. Returns true for the first of its reason.
     pub fn purge_refused(&self, reason: RefusedPurge) -> bool {
         self.refused_purges[reason as usize].fetch_add(1, Ordering::Relaxed) == 0
     }
 
-    /// Returns the number of purges that responses asked for in vain.
+    /// Returns the number of purges that responses and requests asked for in vain.
     pub fn refused_purges(&self, reason: RefusedPurge) -> u64 {
         self.refused_purges[reason as usize].load(Ordering::Relaxed)
     }

@@ -76,6 +76,7 @@ async fn a_hit_allocates_next_to_nothing() {
         telemetry,
         drain: Arc::new(Drain::default()),
         admin: Router::new(),
+        token_file: None,
     };
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();

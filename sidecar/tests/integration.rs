@@ -50,6 +50,7 @@ mod integration {
     mod postgres_source;
     mod prefixes;
     mod protocols;
+    mod purge_requests;
     mod purging;
     mod ranges;
     mod reading_through;

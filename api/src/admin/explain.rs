@@ -62,7 +62,7 @@ pub struct Explanation {
     /// request is looked up.
     pub bypass: Option<String>,
     /// The reason that the sidecar responds by itself and forwards nothing: `admin` (the path is under
-    /// `admin.pathPrefix`), `connect` or `max-forwards`. Null if it does not.
+    /// `admin.pathPrefix`), `connect`, `max-forwards` or `purge` (`invalidation.requests`). Null if it does not.
     pub ends_here: Option<String>,
     /// Of a write: the names that are stale once the application has carried it out, by the rules of `onWrite` and RFC
     /// 9111, section 4.4, as `/purge` takes them. Null of other requests.

@@ -92,6 +92,8 @@ async fn a_malformed_policy_is_refused_with_its_message() -> anyhow::Result<()> 
                 write(json!({"match": {"path": "/a/{id}"}, "purge": {"tags": ["a:{key}"]}})),
                 "purge.tags may only use parameters that match.path has",
             ),
+            (json!({"invalidation": {"requests": {"allowedNetworks": ["10.0.0.0"]}}}), "write networks as address and length"),
+            (json!({"invalidation": {"requests": {"tokenHeader": "X Token"}}}), "write the name of a header, such as X-Invalidate-Token"),
             (json!({"cacheEverything": true}), "cacheEverything"),
         ] {
             let mut malformed = policy::manifest("malformed", IN_MEMORY)?;

@@ -1,6 +1,7 @@
 //! Errors in a policy, collected while it is compiled.
 
 mod feeds;
+mod requests;
 mod route;
 mod tiers;
 

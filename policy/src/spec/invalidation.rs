@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Changes, Notifications};
+use super::{Changes, Notifications, PurgeRequests};
 use crate::{ByteSize, PathTemplate, template::PurgePath};
 
 /// Events that invalidate stored responses before they expire.
@@ -21,9 +21,13 @@ pub struct Invalidation {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub from_responses: bool,
 
+    /// PURGE and BAN requests to the application's address. Without this field they are requests like any other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<PurgeRequests>,
+
     /// Behaviour while a pod that the selector matches receives requests without a sidecar: a write through such a pod
-    /// reaches the application and purges nothing. Applies only in a cluster, and only where `onWrite` has rules or
-    /// `fromResponses` is set.
+    /// reaches the application and purges nothing. Applies only in a cluster, and only where `onWrite` has rules, or
+    /// `fromResponses` or `requests` is set.
     #[serde(default, skip_serializing_if = "UnseenWrites::is_pass_through")]
     #[schemars(extend("default" = "PassThrough"))]
     pub unseen_writes: UnseenWrites,

@@ -40,7 +40,7 @@ pub(crate) const NOT_TAGS: [&str; 27] = [
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TagsFrom {
-    /// Names of the headers. Tags in `Surrogate-Key` are separated by blanks, those in `Cache-Tag` and `Edge-Cache-Tag` by commas,
+    /// Names of the headers. Tags in `Surrogate-Key` are separated by blanks, with a comma before each or without, those in `Cache-Tag` and `Edge-Cache-Tag` by commas,
     /// and those in every other header, such as `xkey` or `X-Cache-Tags`, by both. A response with more than 1,024 tags, or with more
     /// than 16 KiB of them, is not stored (`too-many-tags`): a purge would miss it.
     #[schemars(

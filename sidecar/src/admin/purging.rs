@@ -8,9 +8,8 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use http::StatusCode;
-use larder_api::admin::{PeersTold, PurgeReport, PurgeRequest};
-use larder_policy::{Policy, WrittenKey};
+use larder_api::admin::{PurgeReport, PurgeRequest};
+use larder_policy::WrittenKey;
 
 use super::{
     Admin,
@@ -20,10 +19,7 @@ use super::{
     token::{Token, guarded},
 };
 use crate::{
-    purge::{
-        Purge, Purged,
-        document::{self, names_nothing},
-    },
+    purge::document::{self, names_nothing},
     stats::PurgeOrigin,
 };
 
@@ -74,25 +70,8 @@ async fn raise(admin: &Admin, request: PurgeRequest) -> Result<Response, Refused
             "nothing to purge: set keys, paths, prefixes or tags, or everything to true",
         ));
     }
-    let names = |policy: &Policy| document::names_of(&request, policy);
-    let Purge { progress, peers } = admin.purging().on_request(names, PurgeOrigin::Api).await;
-    let redis = matches!(progress, Purged::Everywhere(_));
-    let (status, order, pending) = match progress {
-        Purged::Here(order) => match missing(peers.as_ref()) {
-            None => (StatusCode::OK, Some(order), None),
-            missing => (StatusCode::ACCEPTED, Some(order), missing),
-        },
-        Purged::Everywhere(order) => (StatusCode::OK, Some(order), None),
-        Purged::Pending(error) => (StatusCode::ACCEPTED, None, Some(error.to_string())),
-    };
-    let report = PurgeReport { purged: request.into(), order, redis, pending, peers };
+    let (status, report) = admin.purging().report(request, PurgeOrigin::Api).await;
     Ok((status, Json(report)).into_response())
-}
-
-/// Returns a text that names the pods which did not acknowledge a purge, if there are any.
-fn missing(told: Option<&PeersTold>) -> Option<String> {
-    let missing = &told?.missing;
-    (!missing.is_empty()).then(|| format!("not acknowledged by {}", missing.join(", ")))
 }
 
 pub(super) fn about_delete(operation: TransformOperation<'_>) -> TransformOperation<'_> {

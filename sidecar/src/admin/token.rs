@@ -8,12 +8,13 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use http::{StatusCode, header, request::Parts};
+use http::{StatusCode, request::Parts};
 
 use super::{
     Admin,
     refused::{Refused, refuses},
 };
+use crate::secret::{bearer_token, check_token};
 
 /// Name of the token's scheme in the OpenAPI document.
 pub(super) const SCHEME: &str = "token";
@@ -26,31 +27,8 @@ impl FromRequestParts<Arc<Admin>> for Token {
     type Rejection = Refused;
 
     async fn from_request_parts(parts: &mut Parts, admin: &Arc<Admin>) -> Result<Self, Refused> {
-        let given = parts
-            .headers
-            .get(header::AUTHORIZATION)
-            .and_then(|value| value.as_bytes().split_at_checked("Bearer".len()))
-            .filter(|(scheme, given)| {
-                scheme.eq_ignore_ascii_case(b"Bearer") && matches!(given, [] | [b' ', ..])
-            })
-            // Nothing behind the scheme, and so no blank either, is an empty token.
-            .map(|(_, given)| given.strip_prefix(b" ").unwrap_or_default());
-        let refusal = match (&admin.token_file, given) {
-            (None, _) => "no token is configured: start the sidecar with --admin-token-file",
-            (Some(_), None) => "send the token: Authorization: Bearer TOKEN",
-            (Some(file), Some(given)) => match tokio::fs::read(file).await {
-                Err(_) => "the token file can't be read",
-                // Hashes of equal length are compared in constant time.
-                Ok(token)
-                    if blake3::hash(token.trim_ascii()) == blake3::hash(given)
-                        && !token.trim_ascii().is_empty() =>
-                {
-                    return Ok(Self);
-                }
-                Ok(_) => "the token is wrong",
-            },
-        };
-        Err(Refused::new(StatusCode::UNAUTHORIZED, refusal))
+        let checked = check_token(admin.token_file.as_deref(), bearer_token(&parts.headers)).await;
+        checked.map(|()| Self).map_err(|reason| Refused::new(StatusCode::UNAUTHORIZED, reason))
     }
 }
 

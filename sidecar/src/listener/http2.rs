@@ -204,6 +204,7 @@ mod tests {
             telemetry,
             drain,
             admin: Router::new(),
+            token_file: None,
             relays: true,
         })
     }

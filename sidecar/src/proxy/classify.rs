@@ -16,6 +16,7 @@ use crate::{
     cache_status::{Bypass, Forward},
     headers,
     http1_guard::RawTarget,
+    purge::requests::is_purge,
     snapshot::Snapshot,
 };
 
@@ -43,6 +44,8 @@ pub enum EndsHere {
     Connect,
     /// `Max-Forwards` is 0 (RFC 9110, section 7.6.2).
     MaxForwards,
+    /// Asks for a purge, which the policy permits to requests (`invalidation.requests`).
+    Purge,
 }
 
 impl EndsHere {
@@ -52,6 +55,7 @@ impl EndsHere {
             Self::Admin => "admin",
             Self::Connect => "connect",
             Self::MaxForwards => "max-forwards",
+            Self::Purge => "purge",
         }
     }
 }
@@ -101,6 +105,9 @@ pub(super) fn classify_fields<F: Fields>(snapshot: &Snapshot, request: Request<'
     let path = NormalPath::new(request.path);
     if path_in_admin(snapshot.policy(), &path).is_some() {
         return Disposition::End(EndsHere::Admin);
+    }
+    if snapshot.policy().purge_requests.is_some() && is_purge(method) {
+        return Disposition::End(EndsHere::Purge);
     }
     let found = snapshot.policy().route(&RequestLine { method, uri_host, path: &path, query }, fields);
     let may_be_stored = found.is_some_and(|found| !found.route.passes());

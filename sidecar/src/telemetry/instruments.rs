@@ -101,7 +101,7 @@ fn observe_requests(meter: &Meter, stats: &Arc<Stats>) {
     let counted = Arc::clone(stats);
     meter
         .u64_observable_counter("larder.refused.purges")
-        .with_description("Purges that responses asked for in Larder-Purge, and that were not carried out.")
+        .with_description("Purges that responses asked for in Larder-Purge, or requests by PURGE or BAN, and that were not carried out.")
         .with_callback(move |observer| {
             for reason in RefusedPurge::ALL {
                 observer.observe(counted.refused_purges(reason), &[KeyValue::new("reason", reason.as_str())]);

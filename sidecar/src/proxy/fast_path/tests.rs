@@ -201,8 +201,17 @@ impl Fixture {
         let dialer = Arc::new(Dialer::new(&"http://127.0.0.1:9".parse().unwrap(), None));
         let upstream = Upstream::new(dialer, Arc::clone(&telemetry.stats.budget));
         let (drain, admin) = (Arc::default(), Router::new());
-        let proxy =
-            Proxy { config, peers: None, upstream, target: None, telemetry, drain, admin, relays: true };
+        let proxy = Proxy {
+            config,
+            peers: None,
+            upstream,
+            target: None,
+            telemetry,
+            drain,
+            admin,
+            token_file: None,
+            relays: true,
+        };
         Self { proxy: Arc::new(proxy), snapshot, passes: Cell::new(0) }
     }
 
