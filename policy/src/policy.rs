@@ -207,7 +207,7 @@ impl Policy {
         }
         let targets = check.targets("spec.targetedCacheControl", targeted_cache_control);
         let on_write = invalidation.iter().flat_map(|invalidation| &invalidation.on_write).enumerate();
-        let writes = on_write
+        let writes: Vec<_> = on_write
             .map(|(index, write)| check.write(&format!("spec.invalidation.onWrite[{index}]"), write, &routes))
             .collect();
         let changes = invalidation.as_ref().and_then(|invalidation| invalidation.changes.clone());
@@ -246,7 +246,7 @@ impl Policy {
             passing: passing::index(&routes),
             readings: RouteIndex::of_readings(routes.iter()),
             matches_hosts: routes.iter().any(|route| route.host.is_some()),
-            removed_headers: removed_headers(&routes),
+            removed_headers: removed_headers(&routes, &writes),
             routes: routes.into_iter().map(Arc::new).collect(),
             writes,
             targets,
@@ -260,7 +260,7 @@ impl Policy {
         &self.routes
     }
 
-    /// Returns the headers that routes take out of responses: they are taken out of those to requests without a route, too.
+    /// Returns the headers that routes and rules for writes take out of responses: they are taken out of those to any request.
     pub fn removed_headers(&self) -> &[HeaderName] {
         &self.removed_headers
     }
@@ -372,9 +372,11 @@ impl Policy {
     }
 }
 
-fn removed_headers(routes: &[Route]) -> Vec<HeaderName> {
+fn removed_headers(routes: &[Route], writes: &[WriteRule]) -> Vec<HeaderName> {
     let mut removed = vec![];
-    for name in routes.iter().flat_map(|route| &route.tags_from).flat_map(TagsFrom::removed) {
+    let of_routes = routes.iter().filter_map(|route| route.tags_from.as_ref());
+    let of_writes = writes.iter().filter_map(|rule| rule.tags_from.as_ref());
+    for name in of_routes.chain(of_writes).flat_map(TagsFrom::removed) {
         if !removed.contains(name) {
             removed.push(name.clone());
         }

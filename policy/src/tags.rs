@@ -78,18 +78,34 @@ impl TagsFrom {
 
     /// Reads the tags of a response with these fields.
     pub fn read(&self, fields: &(impl Fields + ?Sized)) -> ResponseTags {
-        let (mut names, mut bytes, mut is_complete) = (Vec::new(), 0, true);
+        let is_complete = self.headers().all(|header| fields.has(header.as_str()));
+        let mut names = vec![];
+        match self.each(fields, |tag| names.push(PurgeName::tag(tag))) {
+            Some(()) => ResponseTags { names, is_complete, are_too_many: false },
+            None => ResponseTags { names: vec![], is_complete, are_too_many: true },
+        }
+    }
+
+    /// Returns the tags of a response with these fields as texts; `None` if there are too many.
+    pub(crate) fn texts(&self, fields: &(impl Fields + ?Sized)) -> Option<Vec<String>> {
+        let mut texts = vec![];
+        self.each(fields, |tag| texts.push(tag.to_owned()))?;
+        Some(texts)
+    }
+
+    /// Passes each tag on; `None` if there are too many.
+    fn each(&self, fields: &(impl Fields + ?Sized), mut take: impl FnMut(&str)) -> Option<()> {
+        let (mut count, mut bytes) = (0, 0);
         for (header, separators) in &self.headers {
-            is_complete &= fields.has(header.as_str());
             for tag in fields.values(header.as_str()).flat_map(|line| separators.split(line)) {
-                bytes += tag.len();
-                if names.len() == MAX_TAGS || bytes > MAX_TAG_BYTES {
-                    return ResponseTags { names: vec![], is_complete, are_too_many: true };
+                (count, bytes) = (count + 1, bytes + tag.len());
+                if count > MAX_TAGS || bytes > MAX_TAG_BYTES {
+                    return None;
                 }
-                names.push(PurgeName::tag(&text_of(tag)));
+                take(&text_of(tag));
             }
         }
-        ResponseTags { names, is_complete, are_too_many: false }
+        Some(())
     }
 }
 

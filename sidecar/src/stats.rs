@@ -61,7 +61,7 @@ larder_api::labelled! {
 }
 
 larder_api::labelled! {
-    /// Place of a value in a write that a rule of `onWrite` uses.
+    /// Place of a value in a write, or of tags in its response, that a rule of `onWrite` uses.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum ValuePlace {
         /// The query.
@@ -70,6 +70,8 @@ larder_api::labelled! {
         Header = "header",
         /// The body.
         Body = "body",
+        /// Header fields of the response.
+        Response = "response",
     }
 }
 
@@ -81,6 +83,7 @@ impl ValuePlace {
             Placeholder::Query(_) => Some(Self::Query),
             Placeholder::Header(_) => Some(Self::Header),
             Placeholder::Body(_) => Some(Self::Body),
+            Placeholder::Response(_) => Some(Self::Response),
         }
     }
 }

@@ -83,6 +83,7 @@ mod integration {
     mod validating;
     mod variants;
     mod versions;
+    mod write_tags;
     mod write_values;
     mod writes;
 }

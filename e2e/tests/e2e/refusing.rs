@@ -87,7 +87,7 @@ async fn a_malformed_policy_is_refused_with_its_message() -> anyhow::Result<()> 
             (json!({"admin": {"pathPrefix": "/a/.."}}), "write a path without an end slash and without dots alone"),
             (route(json!({"name": "a", "match": {"path": "/a"}, "from": [{}]})), "an entry of from needs an origin: set one of postgres"),
             (write(json!({"match": {"path": "/a", "methods": ["GET"]}, "purge": {"paths": ["/a"]}})), "list methods that write"),
-            (write(json!({"match": {"path": "/a"}, "purge": {}})), "nothing to purge: set tags, paths or prefixes, or everything: true"),
+            (write(json!({"match": {"path": "/a"}, "purge": {}})), "nothing to purge: set tags, tagsFrom, paths or prefixes, or everything: true"),
             (
                 write(json!({"match": {"path": "/a/{id}"}, "purge": {"tags": ["a:{key}"]}})),
                 "purge.tags may only use parameters that match.path has",

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use http::{HeaderName, Response};
+
 use super::{Policy, Route, check::Check};
 use crate::{
     Fields, PathTemplate, PurgeName, Writing,
     path::{Readings, decode_fully, fold, loose_texts},
     spec::{OnWrite, PurgeSpec},
+    tags::TagsFrom,
     template::{Parameters, encoded, encoded_segments, literal_folder},
     writing::{Expandable, Expanded, Placeholder},
 };
@@ -22,6 +25,7 @@ pub(super) struct WriteRule {
     path: PathTemplate,
     methods: Vec<String>,
     tags: Vec<Expandable>,
+    pub(super) tags_from: Option<TagsFrom>,
     paths: Vec<Expandable>,
     prefixes: Vec<Expandable>,
     everything: bool,
@@ -37,7 +41,8 @@ impl Check {
         let OnWrite { matches, purge, max_body_size } = write;
         self.methods(&format!("{at}.match.methods"), &matches.methods);
         self.no_reads(&format!("{at}.match"), matches, routes);
-        let PurgeSpec { tags, paths, prefixes, everything, soft } = purge;
+        let PurgeSpec { tags, tags_from, paths, prefixes, everything, soft } = purge;
+        let tags_from = tags_from.as_ref().map(|from| self.tags_from(&format!("{at}.purge.tagsFrom"), from));
         let mut expandable = |list: &str, texts: &mut dyn Iterator<Item = &str>| {
             let parsed = texts.enumerate().map(|(index, text)| {
                 let (parsed, errors) = Expandable::parse(text, &matches.path);
@@ -51,10 +56,10 @@ impl Check {
         let tags = expandable("tags", &mut tags.iter().map(String::as_str));
         let paths = expandable("paths", &mut paths.iter().map(|path| path.as_str()));
         let prefixes = expandable("prefixes", &mut prefixes.iter().map(|path| path.as_str()));
-        if tags.is_empty() && paths.is_empty() && prefixes.is_empty() && !everything {
+        if tags.is_empty() && tags_from.is_none() && paths.is_empty() && prefixes.is_empty() && !everything {
             self.refuse(
                 &format!("{at}.purge"),
-                "nothing to purge: set tags, paths or prefixes, or everything: true",
+                "nothing to purge: set tags, tagsFrom, paths or prefixes, or everything: true",
             );
         }
         let mut values: Vec<Placeholder> = vec![];
@@ -80,6 +85,7 @@ impl Check {
             path: matches.path.clone(),
             methods: matches.methods.clone(),
             tags,
+            tags_from,
             paths,
             prefixes,
             everything: *everything,
@@ -150,6 +156,26 @@ impl Policy {
         }
     }
 
+    /// Returns true if a rule for a write purges tags that its response names.
+    pub fn reads_response_to(&self, writing: &Writing) -> bool {
+        self.writes.iter().any(|rule| rule.tags_from.is_some())
+            && self.rules_for(writing).iter().any(|(rule, _)| rule.tags_from.is_some())
+    }
+
+    /// Reads the tags that the response to a write names, for the rules that purge them. Without a response, or after an error of the
+    /// server that names none, they are unknown: the application may have written.
+    pub fn read_response<B>(&self, writing: &mut Writing, response: Option<&Response<B>>) {
+        let rules = self.rules_for(writing).into_iter();
+        let all: Vec<_> = rules.filter_map(|(rule, _)| rule.tags_from.as_ref()).collect();
+        for tags_from in all {
+            let named = response.and_then(|response| {
+                let may_name_none = !response.status().is_server_error();
+                tags_from.texts(response.headers()).filter(|tags| may_name_none || !tags.is_empty())
+            });
+            writing.note_values(&named_by_response(tags_from), named);
+        }
+    }
+
     /// Returns the values that rules for a write use, without those of its path.
     fn values_for(&self, writing: &Writing) -> Vec<&Placeholder> {
         let mut values = vec![];
@@ -182,7 +208,7 @@ impl Policy {
         writing: &Writing,
         parameters: &Parameters<'_>,
     ) {
-        let WriteRule { path, tags, paths, prefixes, everything, soft, .. } = rule;
+        let WriteRule { path, tags, tags_from, paths, prefixes, everything, soft, .. } = rule;
         let of_path =
             |name: &str| parameters.iter().find(|(known, _)| *known == name).map(|(_, value)| value);
         let value = |placeholder: &Placeholder| match placeholder {
@@ -197,6 +223,15 @@ impl Policy {
         };
         let named = if *soft { &mut purges.soft } else { &mut purges.hard };
         let unknown = &mut purges.unknown;
+        if let Some(named_by) = tags_from.as_ref().map(named_by_response) {
+            match writing.values(&named_by) {
+                Some(tags) => named.tags.extend_from_slice(tags),
+                None => {
+                    named.prefixes.extend(self.folders_with_tags("", ""));
+                    note(unknown, &named_by);
+                }
+            }
+        }
         let mut expand = |template: &Expandable, value: &dyn Fn(&Placeholder) -> Option<Vec<String>>| {
             let expanded = template.expand(value);
             if expanded.iter().any(|one| matches!(one, Expanded::Between(..))) {
@@ -248,10 +283,19 @@ fn note_unknown(unknown: &mut Vec<Placeholder>, template: &Expandable, writing: 
     let elsewhere = || template.placeholders().filter(|one| !matches!(one, Placeholder::Path(_)));
     let are_too_many = elsewhere().all(|one| writing.values(one).is_some());
     for one in elsewhere().filter(|one| are_too_many || writing.values(one).is_none()) {
-        if !unknown.contains(one) {
-            unknown.push(one.clone());
-        }
+        note(unknown, one);
     }
+}
+
+fn note(unknown: &mut Vec<Placeholder>, one: &Placeholder) {
+    if !unknown.contains(one) {
+        unknown.push(one.clone());
+    }
+}
+
+/// Returns the place of the tags that a response names.
+fn named_by_response(tags_from: &TagsFrom) -> Placeholder {
+    Placeholder::Response(tags_from.headers().map(HeaderName::as_str).collect::<Vec<_>>().join(","))
 }
 
 impl WriteRule {

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Changes, Notifications, PurgeRequests};
+use super::{Changes, Notifications, PurgeRequests, TagsFrom};
 use crate::{ByteSize, PathTemplate, template::PurgePath};
 
 /// Events that invalidate stored responses before they expire.
@@ -147,14 +147,20 @@ pub struct WriteMatch {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "has(self.tags) || has(self.paths) || has(self.prefixes) || (has(self.everything) && self.everything)",
-    "message": "nothing to purge: set tags, paths or prefixes, or everything: true",
+    "rule": "has(self.tags) || has(self.tagsFrom) || has(self.paths) || has(self.prefixes) || (has(self.everything) && self.everything)",
+    "message": "nothing to purge: set tags, tagsFrom, paths or prefixes, or everything: true",
 }]))]
 pub struct PurgeSpec {
     /// Tags: every stored response with one of them is invalidated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 128)))]
     pub tags: Vec<String>,
+
+    /// Headers of the response to the write that name tags: every stored response with one of them is invalidated. A response that
+    /// refuses the write (a 4xx other than 404, 408, 409 and 410) names none. Without a response, with too many tags, and with an error
+    /// (5xx) that names none, all is invalidated that could have a tag, as for values that are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags_from: Option<TagsFrom>,
 
     /// Paths: every stored response under one of them is invalidated, regardless of host, scheme, query and variant. Each is
     /// a whole path: `{path}` inserts what the `{*path}` of `match.path` matched, and `{*path}` is refused here.

@@ -36,7 +36,7 @@ pub(crate) const NOT_TAGS: [&str; 27] = [
     "www-authenticate",
 ];
 
-/// Response headers of the application, or of an HTTP source, that name tags.
+/// Response headers of the application, or of an HTTP source, that name tags. Of a rule for writes: of the application.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TagsFrom {

@@ -21,6 +21,8 @@ pub enum Placeholder {
     Header(String),
     /// `{body:/user/id}`: a place in a body of JSON.
     Body(Pointer),
+    /// The tags in these header fields of the response.
+    Response(String),
 }
 
 impl Placeholder {
@@ -59,7 +61,7 @@ impl Placeholder {
         match self {
             Self::Query(name) => of_query(name, query, fields),
             Self::Header(name) => of_header(name, fields),
-            Self::Path(_) | Self::Body(_) => None,
+            Self::Path(_) | Self::Body(_) | Self::Response(_) => None,
         }
     }
 }
@@ -79,6 +81,7 @@ impl fmt::Display for Placeholder {
             Self::Query(name) => write!(f, "{{query:{name}}}"),
             Self::Header(name) => write!(f, "{{header:{name}}}"),
             Self::Body(pointer) => write!(f, "{{body:{pointer}}}"),
+            Self::Response(headers) => write!(f, "{{response:{headers}}}"),
         }
     }
 }

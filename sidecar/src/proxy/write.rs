@@ -259,7 +259,7 @@ impl Write {
         if let Some(response) = response {
             proxy.obey(response.headers()).await;
         }
-        let writing = self.with_values_of_body(response.is_some());
+        let writing = self.with_later_values(response);
         let may_have_changed = response.is_none_or(|response| !changed_nothing(response.status()));
         let policy = snapshot.policy();
         // A sidecar without a policy goes by the response alone.
@@ -292,14 +292,23 @@ impl Write {
         }
     }
 
-    /// Returns the write with the values in its body, if those are needed and all of the body has passed, or its client has left within it
-    /// and gets no response.
-    fn with_values_of_body(&self, has_response: bool) -> Cow<'_, Writing> {
-        let Some(body) = &self.body else { return Cow::Borrowed(&self.writing) };
-        let (mut writing, policy) = (self.writing.clone(), self.snapshot.policy());
-        body.read(|body| policy.read_body(&mut writing, body));
-        if !has_response {
-            body.read_broken_off(|beginning| policy.read_broken_off(&mut writing, beginning));
+    /// Returns the write with the tags that its response names and the values in its body, if those are needed and all of the body has passed, or
+    /// its client has left within it and gets no response.
+    fn with_later_values<B>(&self, response: Option<&Response<B>>) -> Cow<'_, Writing> {
+        let policy = self.snapshot.policy();
+        let reads_response = policy.reads_response_to(&self.writing);
+        if self.body.is_none() && !reads_response {
+            return Cow::Borrowed(&self.writing);
+        }
+        let mut writing = self.writing.clone();
+        if let Some(body) = &self.body {
+            body.read(|body| policy.read_body(&mut writing, body));
+            if response.is_none() {
+                body.read_broken_off(|beginning| policy.read_broken_off(&mut writing, beginning));
+            }
+        }
+        if reads_response {
+            policy.read_response(&mut writing, response);
         }
         Cow::Owned(writing)
     }

@@ -225,3 +225,72 @@ fn values_from_elsewhere_are_refused_with_the_places_that_there_are() {
         rules().replace("    purge: {tags: [\"user", "    maxBodySize: 2Mi\n    purge: {tags: [\"user");
     assert!(super::problems(&large)[0].contains("must be between 1 and 1Mi"), "{large}");
 }
+
+const BY_RESPONSE: &str = r#"
+routes:
+- {name: post, match: {path: "/posts/{id}"}, ttl: 60s, tags: ["post:{id}"]}
+- {name: page, match: {path: "/pages/{*path}"}, ttl: 60s, tagsFrom: {headers: [xkey]}}
+- {name: home, match: {path: "/"}, ttl: 60s}
+invalidation:
+  onWrite:
+  - {match: {path: "/posts"}, purge: {tags: [list], tagsFrom: {headers: [xkey, Surrogate-Key], remove: true}}}
+  - {match: {path: "/drafts"}, purge: {tagsFrom: {headers: [xkey]}, soft: true}}
+"#;
+
+fn response(status: u16, fields: &[(&str, &str)]) -> http::Response<()> {
+    let mut response = http::Response::builder().status(status);
+    for (name, value) in fields {
+        response = response.header(*name, http::HeaderValue::from_bytes(value.as_bytes()).unwrap());
+    }
+    response.body(()).unwrap()
+}
+
+#[test]
+fn tags_that_the_response_to_a_write_names_are_purged() {
+    let policy = Policy::compile(&spec(BY_RESPONSE)).unwrap();
+    assert_eq!(policy.removed_headers(), ["surrogate-key", "xkey"]);
+    for (status, fields, tags) in [
+        (200, &[("xkey", "post:7 b"), ("Surrogate-Key", "c, d")][..], &["b", "c", "d", "list", "post:7"][..]),
+        (201, &[("xkey", "{id}, caf\u{e9}%2F")], &["caf\u{e9}%2F", "list", "{id}"]),
+        (200, &[("xkey", "")], &["list"]),
+        (200, &[], &["list"]),
+        (500, &[("xkey", "b")], &["b", "list"]),
+    ] {
+        let mut writing = write(&policy, "/posts", &[], None);
+        assert!(policy.reads_response_to(&writing));
+        policy.read_response(&mut writing, Some(&response(status, fields)));
+        let purges = policy.purges_of(&writing);
+        assert_eq!(purges.hard.tags, tags, "{status} {fields:?}");
+        assert!(purges.hard.prefixes.is_empty() && purges.soft.is_empty() && unknown(&purges).is_empty());
+    }
+    let mut draft = write(&policy, "/drafts", &[], None);
+    policy.read_response(&mut draft, Some(&response(200, &[("xkey", "a"), ("surrogate-key", "b")])));
+    let purges = policy.purges_of(&draft);
+    assert_eq!(purges.soft.tags, ["a"]);
+    assert!(purges.hard.is_empty());
+    assert!(!policy.reads_response_to(&write(&policy, "/pages", &[], None)));
+}
+
+#[test]
+fn tags_that_no_response_tells_purge_all_that_could_have_one() {
+    let policy = Policy::compile(&spec(BY_RESPONSE)).unwrap();
+    let too_many = "a ".repeat(1025);
+    for (response, what) in [
+        (None, "no response"),
+        (Some(response(500, &[])), "an error"),
+        (Some(response(502, &[("xkey", " ")])), "an error with an empty field"),
+        (Some(response(200, &[("xkey", &too_many)])), "too many tags"),
+    ] {
+        let mut writing = write(&policy, "/posts", &[], None);
+        policy.read_response(&mut writing, response.as_ref());
+        let purges = policy.purges_of(&writing);
+        assert_eq!(
+            (&*purges.hard.tags, &*purges.hard.prefixes),
+            (&["list".to_owned()][..], &["/pages/".to_owned(), "/posts/".to_owned()][..]),
+            "{what}"
+        );
+        assert_eq!(unknown(&purges), ["{response:surrogate-key,xkey}"], "{what}");
+    }
+    // Before the response nobody knows them.
+    assert!(!policy.purges_of(&write(&policy, "/drafts", &[], None)).soft.prefixes.is_empty());
+}
