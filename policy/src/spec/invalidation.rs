@@ -140,7 +140,8 @@ pub struct WriteMatch {
 /// Stored responses to invalidate.
 ///
 /// Tags, paths and prefixes may have values of the write: `{id}` of `match.path`, `{query:name}` of the query, `{header:X-Name}` of a
-/// header field, and `{body:/user/id}` of a body of JSON, at a JSON pointer (RFC 6901). Each of several values of one name, or of the
+/// header field, and `{body:/user/id}` of a body of JSON, at a JSON pointer (RFC 6901), in
+/// which `*` stands for every element of a list, as in `{body:/items/*/id}`. Each of several values of one name, or of the
 /// elements of a list, counts. Where a value is not known, because it is missing, null, not text, too long or one of more than 64, or because
 /// the body is not JSON, compressed or larger than `maxBodySize`, the write purges all that could be meant: the prefix before the value,
 /// or, of a tag, all that the routes with such tags have stored below the literal part of their paths.
@@ -151,7 +152,9 @@ pub struct WriteMatch {
     "message": "nothing to purge: set tags, tagsFrom, paths or prefixes, or everything: true",
 }]))]
 pub struct PurgeSpec {
-    /// Tags: every stored response with one of them is invalidated.
+    /// Tags: every stored response with one of them is invalidated. Tags, paths and prefixes may have values of the write: `{id}` of
+    /// `match.path`, `{query:name}`, `{header:X-Name}` and, at a JSON pointer, `{body:/user/id}`, where `*` stands for every element of a
+    /// list, as in `{body:/items/*/id}`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 128)))]
     pub tags: Vec<String>,

@@ -1,7 +1,7 @@
 //! JSON pointers (RFC 6901), and the values at them by every reading of a text.
 //!
 //! Programs differ in which of two members of one name they use, and some ignore the case of names: the values of all such members
-//! count.
+//! count. A `*` is an extension: it leads to every element of a list.
 
 use std::fmt;
 
@@ -17,8 +17,16 @@ const MAX_INTEGER: f64 = (1_u64 << 53) as f64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pointer {
     text: String,
-    /// The reference tokens, without escapes.
-    tokens: Vec<String>,
+    tokens: Vec<Token>,
+}
+
+/// A reference token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Token {
+    /// A member of an object, or an element of a list, without escapes.
+    Name(String),
+    /// Every element of a list.
+    Each,
 }
 
 impl Pointer {
@@ -28,7 +36,10 @@ impl Pointer {
         if !is_escaped || !(text.is_empty() || text.starts_with('/')) {
             return None;
         }
-        let tokens = text.split('/').skip(1).map(|token| token.replace("~1", "/").replace("~0", "~"));
+        let tokens = text.split('/').skip(1).map(|token| match token {
+            "*" => Token::Each,
+            name => Token::Name(name.replace("~1", "/").replace("~0", "~")),
+        });
         Some(Self { text: text.to_owned(), tokens: tokens.collect() })
     }
 
@@ -55,7 +66,7 @@ impl fmt::Display for Pointer {
 /// A step on the way along a pointer.
 struct Walk<'a> {
     /// The tokens that are left.
-    tokens: &'a [String],
+    tokens: &'a [Token],
     /// True of the elements of a list at the pointer.
     is_element: bool,
     found: &'a mut Collected,
@@ -132,18 +143,23 @@ impl<'de> Visitor<'de> for Walk<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
         let Self { tokens, is_element, found } = self;
         let mut is_missing = true;
-        if let Some((token, rest)) = tokens.split_first() {
-            let wanted = token.parse::<usize>().ok().filter(|index| index.to_string() == *token);
-            for _ in 0..wanted.unwrap_or(0) {
-                elements.next_element::<IgnoredAny>()?;
+        let (of_each, is_element) = match tokens.split_first() {
+            Some((Token::Each, rest)) => (Some(rest), is_element),
+            Some((Token::Name(name), rest)) => {
+                let wanted = name.parse::<usize>().ok().filter(|index| index.to_string() == *name);
+                for _ in 0..wanted.unwrap_or(0) {
+                    elements.next_element::<IgnoredAny>()?;
+                }
+                if wanted.is_some() {
+                    let element = Walk { tokens: rest, is_element, found: &mut *found };
+                    is_missing = elements.next_element_seed(element)?.is_none();
+                }
+                (None, is_element)
             }
-            if wanted.is_some() {
-                let element = Walk { tokens: rest, is_element, found: &mut *found };
-                is_missing = elements.next_element_seed(element)?.is_none();
-            }
-        } else if !is_element {
-            while elements.next_element_seed(Walk { tokens, is_element: true, found: &mut *found })?.is_some()
-            {
+            None => ((!is_element).then_some(tokens), true),
+        };
+        if let Some(tokens) = of_each {
+            while elements.next_element_seed(Walk { tokens, is_element, found: &mut *found })?.is_some() {
                 is_missing = false;
             }
         }
@@ -159,7 +175,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
         let mut is_missing = true;
         while let Some(name) = members.next_key::<String>()? {
             match tokens.split_first() {
-                Some((token, rest)) if name == *token || fold(&name) == fold(token) => {
+                Some((Token::Name(token), rest)) if name == *token || fold(&name) == fold(token) => {
                     is_missing = false;
                     members.next_value_seed(Walk { tokens: rest, is_element, found: &mut *found })?;
                 }
@@ -202,6 +218,17 @@ mod tests {
             ("/ids", r#"{"ids": [1, 2, "x", 1, false]}"#, &["1", "2", "x", "false"]),
             ("/0/id", r#"[{"id": 1}, {"id": 2}]"#, &["1"]),
             ("/a/1", r#"{"a": [1, [2, 3]]}"#, &["2", "3"]),
+            (
+                "/items/*/id",
+                r#"{"items": [{"id": 1}, {"id": "b", "x": 2}, {"id": [3, 4]}]}"#,
+                &["1", "b", "3", "4"],
+            ),
+            ("/*/id", r#"[{"id": 1}, {"ID": 2}, {"id": 1}]"#, &["1", "2"]),
+            ("/*/*", "[[1, 2], [3]]", &["1", "2", "3"]),
+            ("/*", "[[1, 2], [3], 4]", &["1", "2", "3", "4"]),
+            ("/ids/*", r#"{"ids": [1, "x"]}"#, &["1", "x"]),
+            ("/*/tags/1", r#"[{"tags": ["a", "b"]}, {"tags": ["c", "d"]}]"#, &["b", "d"]),
+            ("/a*", r#"{"a*": 1}"#, &["1"]),
             ("/a~1b/c~0d", r#"{"a/b": {"c~d": 1}}"#, &["1"]),
             ("/~01", r#"{"~1": 1}"#, &["1"]),
             ("//x", r#"{"": {"x": 1}}"#, &["1"]),
@@ -258,6 +285,28 @@ mod tests {
         {
             assert_eq!(values(pointer, json), None, "{pointer} in {json}");
         }
+        for (pointer, json) in [
+            // A '*' is an element of a list, and nothing else.
+            ("/items/*/id", r#"{"items": {"*": {"id": 1}}}"#),
+            ("/*", r#"{"*": 1}"#),
+            ("/*", "1"),
+            ("/items/*/id", r#"{"items": []}"#),
+            ("/items/*/id", r#"{"items": [{"id": 1}, {}]}"#),
+            ("/items/*/id", r#"{"items": [{"id": 1}, 2]}"#),
+            ("/items/*/id", r#"{"items": [{"id": 1}, null]}"#),
+            ("/items/*/id", r#"{"items": [{"id": 1}], "Items": []}"#),
+            ("/items/*/id", r#"{"items": {"id": 1}}"#),
+            ("/*/*", "[[1], 2]"),
+            ("/*/*", "[[1], []]"),
+        ] {
+            assert_eq!(values(pointer, json), None, "{pointer} in {json}");
+        }
+        assert_eq!(values("/*/0", &format!("[{}[1]]", "[1],".repeat(1000))).unwrap(), ["1"]);
+        let items = |count: usize| {
+            format!("[{}]", (0..count).map(|id| format!("{{\"id\": {id}}}")).collect::<Vec<_>>().join(","))
+        };
+        assert_eq!(values("/*/id", &items(64)).unwrap().len(), 64);
+        assert_eq!(values("/*/id", &items(65)), None);
         assert_eq!(Pointer::parse("/id").unwrap().values(b"{\"id\": \"\xFF\"}"), None);
         assert_eq!(Pointer::parse("/id").unwrap().values(&b"[".repeat(100_000)), None);
         let many = serde_json::to_string(&(0..1000).collect::<Vec<_>>()).unwrap();
@@ -284,7 +333,23 @@ mod tests {
         }
 
         #[test]
-        fn any_text_has_values_or_none(pointer in "(/[a-b0-1~]{0,2}){0,2}", json in "[\\[\\]{}:,\"ab01. ]{0,12}") {
+        fn each_element_counts_and_no_other(ids in proptest::collection::vec(any::<u32>(), 1..70), at in 0..70_usize) {
+            let element = |id: &u32| format!("{{\"id\": {id}, \"other\": [7]}}");
+            let json = format!("{{\"items\": [{}]}}", ids.iter().map(element).collect::<Vec<_>>().join(","));
+            let mut expected: Vec<String> = vec![];
+            for id in ids.iter().map(ToString::to_string) {
+                if !expected.contains(&id) {
+                    expected.push(id);
+                }
+            }
+            let expected = (expected.len() <= 64).then_some(expected);
+            prop_assert_eq!(values("/items/*/id", &json), expected);
+            let one = ids.get(at).map(|id| vec![id.to_string()]);
+            prop_assert_eq!(values(&format!("/items/{at}/id"), &json), one);
+        }
+
+        #[test]
+        fn any_text_has_values_or_none(pointer in "(/[a-b0-1~*]{0,2}){0,2}", json in "[\\[\\]{}:,\"ab01. ]{0,12}") {
             if let Some(pointer) = Pointer::parse(&pointer) {
                 let values = pointer.values(json.as_bytes());
                 prop_assert!(values.is_none_or(|values| !values.is_empty() && !values.contains(&String::new())));
