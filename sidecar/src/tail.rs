@@ -77,12 +77,20 @@ pub struct Arrival {
     /// Time at which its head was read.
     pub at: Instant,
     /// The request line, if somebody reads.
-    line: Option<Box<RequestLine>>,
+    line: Option<Box<OwnedLine>>,
 }
 
-/// Method and target of a request.
+/// Method and target of a request, as far as they are shown.
+#[derive(Clone, Copy, Debug)]
+struct RequestLine<'a> {
+    method: &'a str,
+    path: &'a str,
+    query: Option<&'a str>,
+}
+
+/// A request line that waits for the response.
 #[derive(Debug)]
-struct RequestLine {
+struct OwnedLine {
     method: Box<str>,
     path: Box<str>,
     query: Option<Box<str>>,
@@ -173,8 +181,8 @@ impl Tails {
     /// Shows a response that came at once.
     #[inline]
     pub fn show_at_once(&self, method: &str, target: &str, answered: &Answered<'_>) {
-        if let Some(line) = self.line(method, target) {
-            self.offer(&line, answered);
+        if self.count.load(Ordering::Relaxed) > 0 {
+            self.offer(RequestLine::of(method, target), answered);
         }
     }
 
@@ -182,37 +190,29 @@ impl Tails {
     #[inline]
     pub fn show(&self, arrival: &Arrival, answered: &Answered<'_>) {
         if let Some(line) = &arrival.line {
-            self.offer(line, answered);
+            self.offer(line.borrowed(), answered);
         }
     }
 
     #[inline]
-    fn line(&self, method: &str, target: &str) -> Option<Box<RequestLine>> {
+    fn line(&self, method: &str, target: &str) -> Option<Box<OwnedLine>> {
         if self.count.load(Ordering::Relaxed) == 0 { None } else { self.wanted_line(method, target) }
     }
 
     /// Returns the request line, if a reader may want to see it.
     #[cold]
-    fn wanted_line(&self, method: &str, target: &str) -> Option<Box<RequestLine>> {
-        let target = without_authority(target);
-        let (path, query) =
-            target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
-        let is_wanted = self.readers.load().iter().any(|reader| reader.filter.accepts_path(path));
-        is_wanted.then(|| {
-            Box::new(RequestLine {
-                method: cut(method, MAX_METHOD).into(),
-                path: cut(path, MAX_TEXT).into(),
-                query: query.map(|query| cut(query, MAX_TEXT).into()),
-            })
-        })
+    fn wanted_line(&self, method: &str, target: &str) -> Option<Box<OwnedLine>> {
+        let line = RequestLine::of(method, target);
+        let is_wanted = self.readers.load().iter().any(|reader| reader.filter.accepts_path(line.path));
+        is_wanted.then(|| Box::new(line.into_owned()))
     }
 
     /// Puts a request into the queues of those who want to see it.
     #[cold]
-    fn offer(&self, line: &RequestLine, answered: &Answered<'_>) {
+    fn offer(&self, line: RequestLine<'_>, answered: &Answered<'_>) {
         let mut record = None;
         for reader in self.readers.load().iter() {
-            if !reader.wants(line, answered) {
+            if !reader.wants(line.path, answered) {
                 continue;
             }
             let Ok(place) = reader.queue.try_reserve() else {
@@ -261,6 +261,28 @@ impl Drop for Tail {
     }
 }
 
+impl<'a> RequestLine<'a> {
+    fn of(method: &'a str, target: &'a str) -> Self {
+        let target = without_authority(target);
+        let (path, query) =
+            target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        let cut_text = |text| cut(text, MAX_TEXT);
+        Self { method: cut(method, MAX_METHOD), path: cut_text(path), query: query.map(cut_text) }
+    }
+
+    fn into_owned(self) -> OwnedLine {
+        let Self { method, path, query } = self;
+        OwnedLine { method: method.into(), path: path.into(), query: query.map(Box::from) }
+    }
+}
+
+impl OwnedLine {
+    fn borrowed(&self) -> RequestLine<'_> {
+        let Self { method, path, query } = self;
+        RequestLine { method, path, query: query.as_deref() }
+    }
+}
+
 impl Filter {
     fn accepts_path(&self, path: &str) -> bool {
         self.path.as_deref().is_none_or(|start| path.starts_with(start))
@@ -268,25 +290,25 @@ impl Filter {
 }
 
 impl Reader {
-    fn wants(&self, line: &RequestLine, answered: &Answered<'_>) -> bool {
+    fn wants(&self, shown_path: &str, answered: &Answered<'_>) -> bool {
         let Filter { route, outcome, status, path: _, sample, shows_query: _ } = &self.filter;
         let applies = route.as_deref().is_none_or(|route| answered.route == Some(route))
             && outcome.is_none_or(|outcome| answered.outcome == outcome)
             && status.is_none_or(|status| status.accepts(answered.status))
-            && self.filter.accepts_path(&line.path);
+            && self.filter.accepts_path(shown_path);
         applies && self.matching.fetch_add(1, Ordering::Relaxed).is_multiple_of(sample.get().into())
     }
 }
 
 impl Record {
-    fn of(line: &RequestLine, answered: &Answered<'_>) -> Self {
-        let RequestLine { method, path, query } = line;
+    fn of(line: RequestLine<'_>, answered: &Answered<'_>) -> Self {
+        let OwnedLine { method, path, query } = line.into_owned();
         let Answered { route, outcome, tier, status, forward, not_stored, took } = *answered;
         Self {
             at: wall_ms(),
-            method: method.clone(),
-            path: path.clone(),
-            query: query.clone(),
+            method,
+            path,
+            query,
             route: route.map(Box::from),
             outcome,
             tier,
