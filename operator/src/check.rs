@@ -5,34 +5,23 @@
 //! - A check that fails says how to correct that.
 
 use std::{
-    collections::BTreeMap,
     io::Write,
     time::{Duration, Instant},
 };
 
 use anyhow::bail;
-use jiff::Timestamp;
-use k8s_openapi::{
-    api::{
-        admissionregistration::v1::{MutatingWebhook, MutatingWebhookConfiguration},
-        coordination::v1::Lease,
-        core::v1::{Pod, Secret},
-    },
-    apimachinery::pkg::util::intstr::IntOrString,
-};
-use kube::{
-    Api, Client, Resource, ResourceExt,
-    api::{DynamicObject, ListParams, PostParams},
-    core::ApiResource,
-};
-use larder_api::{annotations, names};
-use larder_crds::{CachePolicy, CaptureMode, ConditionType};
-use serde_json::{Value, json};
+use k8s_openapi::api::{admissionregistration::v1::MutatingWebhook, core::v1::Secret};
+use kube::{Api, Client, api::ListParams};
+use larder_api::names;
+use larder_check::{Fault, admit, pod_of};
+use larder_crds::CachePolicy;
 
-use crate::{cli::CheckArguments, inject::has_sidecar, reach::reach, tls::Material};
+use crate::{cli::CheckArguments, reach::reach, tls::Material};
 
 /// Interval between two attempts of a check.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Remedy where the operator's account lacks a right.
+const RIGHTS_REMEDY: &str = "`helm upgrade` restores the chart's roles and bindings";
 
 /// Success in words, or the failure with its remedy.
 type Checked = Result<String, String>;
@@ -43,11 +32,12 @@ type Checked = Result<String, String>;
 /// If a check failed for as long as the arguments allow.
 pub async fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     let client = Client::try_default().await?;
-    let installation = Installation { client, arguments };
+    let namespace = &arguments.namespace;
+    let installation = Installation { client: client.clone(), arguments };
     let deadline = Instant::now() + Duration::from_secs(arguments.patience_seconds.into());
     let results = [
-        ("definition", until(deadline, async || installation.definition().await).await),
-        ("leader", until(deadline, async || installation.leader().await).await),
+        ("definition", until(deadline, async || said(larder_check::definition(&client).await)).await),
+        ("leader", until(deadline, async || said(larder_check::leader(&client, namespace).await)).await),
         ("webhook", until(deadline, async || installation.webhook().await).await),
         ("admission", until(deadline, async || installation.admission().await).await),
     ];
@@ -87,37 +77,6 @@ struct Installation<'a> {
 }
 
 impl Installation<'_> {
-    /// Checks that the cluster defines policies.
-    async fn definition(&self) -> Checked {
-        let api_version = CachePolicy::api_version(&());
-        let plural = CachePolicy::plural(&());
-        let served = self.client.list_api_group_resources(&api_version).await;
-        match served {
-            Ok(list) if list.resources.iter().any(|resource| resource.name == plural) => {
-                Ok(format!("the cluster serves {plural} of {api_version}"))
-            }
-            Ok(_) | Err(kube::Error::Api(_)) => Err(format!(
-                "the cluster does not serve {plural} of {api_version}; the chart has the definition: run `helm upgrade`"
-            )),
-            Err(error) => Err(format!("the API server does not respond: {error}; look at its logs")),
-        }
-    }
-
-    /// Checks that a replica runs the controller.
-    async fn leader(&self) -> Checked {
-        let namespace = &self.arguments.namespace;
-        let leases: Api<Lease> = Api::namespaced(self.client.clone(), namespace);
-        let lease =
-            leases.get_opt(names::LEASE).await.map_err(|error| refused("get", "the Lease", &error))?;
-        let now = Timestamp::now().as_second();
-        holder(lease.as_ref(), now).map(|name| format!("{name} runs the controller")).ok_or_else(|| {
-            format!(
-                "no replica runs the controller; `kubectl -n {namespace} logs deployment/{}` says why",
-                names::OPERATOR
-            )
-        })
-    }
-
     /// Checks that the webhook responds through its Service, with a certificate that the API server trusts.
     async fn webhook(&self) -> Checked {
         let CheckArguments { namespace, webhook_service, .. } = self.arguments;
@@ -157,103 +116,32 @@ impl Installation<'_> {
             if let Some((policy, pod)) =
                 policies.items.iter().find_map(|policy| Some((policy, pod_of(policy)?)))
             {
-                return self.admit(&format!("{namespace}/{}", policy.name_any()), &namespace, &pod).await;
+                return said(admit(&self.client, policy, &pod).await);
             }
         }
         Ok(none)
     }
 
-    async fn admit(&self, policy: &str, namespace: &str, pod: &Value) -> Checked {
-        let resource = ApiResource::erase::<Pod>(&());
-        let pods: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource);
-        let options = PostParams { dry_run: true, field_manager: Some(names::FIELD_MANAGER.into()) };
-        let pod = serde_json::from_value(pod.clone()).map_err(|error| error.to_string())?;
-        match pods.create(&options, &pod).await {
-            Ok(created) => injected(policy, &serde_json::to_value(created).unwrap_or_default()),
-            Err(kube::Error::Api(status)) => Ok(format!(
-                "the API server refuses a pod for the policy {policy}, so that the injection could not be tried: {}",
-                status.message
-            )),
-            Err(error) => Err(refused("create", "a pod, by a dry run,", &error)),
-        }
-    }
-
     /// Returns the webhook, if it is registered.
     async fn registered(&self) -> Result<Option<MutatingWebhook>, String> {
-        let configurations: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
-        let configuration = configurations.get_opt(names::WEBHOOK_CONFIGURATION).await;
-        let configuration =
-            configuration.map_err(|error| refused("get", "the webhook's configuration", &error))?;
+        let configuration = said(larder_check::registered(&self.client).await)?;
         Ok(configuration.and_then(|configuration| configuration.webhooks?.into_iter().next()))
     }
 }
 
-fn refused(verb: &str, what: &str, error: &kube::Error) -> String {
-    format!("could not {verb} {what}: {error}; `helm upgrade` restores the chart's roles and bindings")
-}
-
-/// Returns the holder of a Lease that has not expired.
-fn holder(lease: Option<&Lease>, now: i64) -> Option<String> {
-    let spec = lease?.spec.as_ref()?;
-    let renewed = spec.renew_time.as_ref()?.0.as_second();
-    let is_held = now <= renewed + i64::from(spec.lease_duration_seconds?);
-    spec.holder_identity.clone().filter(|holder| is_held && !holder.is_empty())
-}
-
-/// Returns a pod for which a policy in force decides; `None` if that cannot be told.
-fn pod_of(policy: &CachePolicy) -> Option<Value> {
-    let conditions = &policy.status.as_ref()?.conditions;
-    let accepted = ConditionType::Accepted.as_str();
-    let in_force = conditions.iter().any(|one| one.type_ == accepted && one.status == "True");
-    let selector = &policy.spec.selector;
-    let labels: &BTreeMap<_, _> = selector.match_labels.as_ref().filter(|labels| !labels.is_empty())?;
-    let is_simple = selector.match_expressions.as_ref().is_none_or(Vec::is_empty);
-    if !in_force || !is_simple || policy.spec.capture.mode == CaptureMode::None {
-        return None;
-    }
-    let ports = policy.spec.targets.iter().zip(0_u16..).map(|(target, index)| match &target.port {
-        IntOrString::Int(number) => json!({ "name": format!("port-{index}"), "containerPort": number }),
-        IntOrString::String(name) => json!({ "name": name, "containerPort": 8080 + index }),
-    });
-    let resources = json!({ "cpu": "10m", "memory": "16Mi" });
-    Some(json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": { "generateName": "larder-check-", "labels": labels },
-        "spec": {
-            "automountServiceAccountToken": false,
-            "securityContext": {
-                "runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": { "type": "RuntimeDefault" },
-            },
-            "containers": [{
-                "name": "app",
-                "image": "larder.dev/check",
-                "ports": ports.collect::<Vec<_>>(),
-                "resources": { "requests": resources, "limits": resources },
-                "securityContext": {
-                    "allowPrivilegeEscalation": false,
-                    "capabilities": { "drop": ["ALL"] },
-                    "readOnlyRootFilesystem": true,
-                },
-            }],
-        },
-    }))
-}
-
-/// Returns the result for a pod as the API server would create it.
-fn injected(policy: &str, created: &Value) -> Checked {
-    if has_sidecar(created) {
-        return Ok(format!("a pod of the policy {policy} would get the sidecar"));
-    }
-    match created["metadata"]["annotations"][annotations::SKIPPED].as_str() {
-        Some(reason) => {
-            Ok(format!("the webhook is called for the policy {policy}, and skips the pod tried: {reason}"))
+/// Returns the result of a check that the operator's rights suffice for.
+fn said<T>(result: Result<T, Fault>) -> Result<T, String> {
+    result.map_err(|fault| match fault {
+        Fault::Unknown { error, action } if matches!(*error, kube::Error::Api(_)) => {
+            format!("could not {action}: {error}; {RIGHTS_REMEDY}")
         }
-        None => Err(format!(
-            "a pod of the policy {policy} would be created without the sidecar; let the API server reach the webhook's \
-             port of the operator's pods (firewalls, NetworkPolicies; the chart's webhook.port and hostNetwork)"
-        )),
-    }
+        Fault::Unknown { .. } => format!("{fault}; look at the API server's logs"),
+        Fault::Wrong { .. } => fault.to_string(),
+    })
+}
+
+fn refused(verb: &str, what: &str, error: &kube::Error) -> String {
+    format!("could not {verb} {what}: {error}; {RIGHTS_REMEDY}")
 }
 
 #[cfg(test)]
@@ -267,67 +155,5 @@ mod tests {
         let (text, failures) = report(&results);
         assert_eq!(text, "ok      definition: is served\nfailed  webhook: is away; wait\n");
         assert_eq!(failures, 1);
-    }
-
-    #[test]
-    fn lease_without_a_holder_or_past_its_time_has_no_holder() {
-        let lease = |spec: Value| serde_json::from_value::<Lease>(json!({ "spec": spec })).unwrap();
-        let held = |name: &str| {
-            lease(json!({
-                "holderIdentity": name,
-                "leaseDurationSeconds": 15,
-                "renewTime": "1970-01-01T00:01:40.000000Z",
-            }))
-        };
-        assert_eq!(holder(Some(&held("a")), 110), Some("a".to_owned()));
-        assert_eq!(holder(Some(&held("a")), 116), None, "it has expired");
-        assert_eq!(holder(Some(&held("")), 110), None, "it was released");
-        assert_eq!(holder(Some(&lease(json!({}))), 110), None);
-        assert_eq!(holder(None, 110), None);
-    }
-
-    fn policy(spec: Value, accepted: &str) -> CachePolicy {
-        let condition = json!({
-            "type": "Accepted", "status": accepted, "reason": "a", "message": "",
-            "lastTransitionTime": "2026-01-01T00:00:00Z",
-        });
-        let policy = json!({
-            "apiVersion": "larder.dev/v1alpha1",
-            "kind": "CachePolicy",
-            "metadata": {"name": "shop", "namespace": "shop"},
-            "spec": spec,
-            "status": {"conditions": [condition], "pods": {"matched": 0, "injected": 0, "ready": 0, "current": 0, "missed": 0}},
-        });
-        serde_json::from_value(policy).unwrap()
-    }
-
-    #[test]
-    fn pod_has_the_labels_and_the_ports_of_its_policy() {
-        let spec = json!({
-            "selector": {"matchLabels": {"app": "shop"}},
-            "targets": [{"port": "http"}, {"port": 9000}],
-        });
-        let pod = pod_of(&policy(spec.clone(), "True")).unwrap();
-        assert_eq!(pod["metadata"]["labels"], json!({"app": "shop"}));
-        assert_eq!(
-            pod["spec"]["containers"][0]["ports"],
-            json!([{"name": "http", "containerPort": 8080}, {"name": "port-1", "containerPort": 9000}])
-        );
-        assert_eq!(pod_of(&policy(spec.clone(), "False")), None, "it is not in force");
-        let mut other = spec.clone();
-        other["capture"] = json!({"mode": "None"});
-        assert_eq!(pod_of(&policy(other, "True")), None, "it gives no pod a sidecar");
-        let mut other = spec;
-        other["selector"]["matchExpressions"] = json!([{"key": "tier", "operator": "Exists"}]);
-        assert_eq!(pod_of(&policy(other, "True")), None, "its labels are not known");
-    }
-
-    #[test]
-    fn pod_that_the_webhook_did_not_see_fails_with_a_remedy() {
-        let sidecar = json!({"spec": {"initContainers": [{"name": names::SIDECAR}]}});
-        assert!(injected("shop/shop", &sidecar).unwrap().contains("would get the sidecar"));
-        let skipped = json!({"metadata": {"annotations": {"larder.dev/skipped": "HostPort: a"}}});
-        assert!(injected("shop/shop", &skipped).unwrap().contains("HostPort: a"));
-        assert!(injected("shop/shop", &json!({})).unwrap_err().contains("webhook.port"));
     }
 }
