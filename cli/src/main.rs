@@ -4,6 +4,7 @@ mod args;
 mod cluster;
 mod conditions;
 mod error;
+mod figures;
 mod outcome;
 mod output;
 mod paint;

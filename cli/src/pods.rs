@@ -1,5 +1,7 @@
 //! Pods with a sidecar.
 
+use std::net::{IpAddr, SocketAddr};
+
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use larder_api::{names, ports};
@@ -13,6 +15,8 @@ pub(crate) struct SidecarPod {
     pub(crate) name: String,
     /// Port of the admin API.
     pub(crate) port: u16,
+    /// Address of the admin API in the cluster's network, where the pod has one.
+    pub(crate) address: Option<SocketAddr>,
     /// True if the sidecar runs.
     pub(crate) running: bool,
     /// True if the pod is ready.
@@ -30,6 +34,7 @@ impl SidecarPod {
         let admin = ports.find(|port| port.name.as_deref() == Some(names::ADMIN_PORT));
         let port = admin.and_then(|port| u16::try_from(port.container_port).ok()).unwrap_or(ports::ADMIN);
         let status = pod.status.as_ref();
+        let address = status.and_then(|status| status.pod_ip.as_ref()?.parse::<IpAddr>().ok());
         let mut statuses =
             status.into_iter().flat_map(|status| status.init_container_statuses.iter().flatten());
         let sidecar = statuses.find(|container| container.name == names::SIDECAR);
@@ -38,10 +43,27 @@ impl SidecarPod {
             namespace: pod.namespace().unwrap_or_default(),
             name: pod.name_any(),
             port,
+            address: address.map(|address| SocketAddr::new(address, port)),
             running: sidecar.and_then(|container| container.state.as_ref()?.running.as_ref()).is_some(),
             ready: conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True"),
             terminating: pod.metadata.deletion_timestamp.is_some(),
         })
+    }
+}
+
+#[cfg(test)]
+impl SidecarPod {
+    /// Returns a pod that runs and is ready.
+    pub(crate) fn named(name: &str) -> Self {
+        Self {
+            namespace: "shop".into(),
+            name: name.into(),
+            port: 24890,
+            address: None,
+            running: true,
+            ready: true,
+            terminating: false,
+        }
     }
 }
 
@@ -62,6 +84,7 @@ mod tests {
                 ]}],
             },
             "status": {
+                "podIP": "fd00::7",
                 "conditions": [{"type": "Ready", "status": "True"}],
                 "initContainerStatuses": [{
                     "name": "larder-sidecar", "ready": true, "restartCount": 0, "image": "", "imageID": "",
@@ -71,6 +94,7 @@ mod tests {
         }))
         .unwrap();
         let read = SidecarPod::of(&pod).unwrap();
+        assert_eq!(read.address.unwrap().to_string(), "[fd00::7]:9000");
         assert_eq!((read.port, read.running, read.ready, read.terminating), (9000, true, true, true));
         assert_eq!(SidecarPod::of(&Pod::default()), None);
     }

@@ -1,7 +1,9 @@
 //! `larder purge`.
 
+use std::collections::{HashMap, HashSet};
+
 use http::StatusCode;
-use larder_api::admin::{PurgeReport, PurgeRequest, path};
+use larder_api::admin::{PeersTold, PurgeReport, PurgeRequest, path};
 use larder_crds::{CachePolicy, ConditionType};
 use serde::Serialize;
 
@@ -57,6 +59,8 @@ struct PodReport {
     redis: bool,
     /// Reason that the purge is pending or failed.
     reason: Option<String>,
+    /// The other pods that the pod told directly; those that did not acknowledge it by name, where that is known.
+    peers: Option<PeersTold>,
 }
 
 /// Response of a pod to a purge.
@@ -67,7 +71,7 @@ type Response = Result<(StatusCode, PurgeReport)>;
 #[serde(rename_all = "lowercase")]
 enum State {
     Acknowledged,
-    /// In force in the pod, and not yet in Redis.
+    /// In force in the pod, and not yet in Redis or in every other pod.
     Pending,
     Failed,
 }
@@ -119,7 +123,7 @@ pub(crate) async fn run(args: &args::Purge, cluster: &Cluster, output: &Output) 
         return Err(Error::NoSidecar(args.policy.clone()));
     }
     let redis = asked.iter().any(|(_, response)| is_in_redis(response));
-    let pods = asked.into_iter().map(|(pod, response)| pod_report(pod, response)).collect();
+    let pods = pod_reports(asked, &pods);
     let (namespace, policy) = (cluster.namespace.clone(), args.policy.clone());
     let report = Report { namespace, policy, names, through, redis, pods };
     output.print(&report, |paint| text(&report, paint))?;
@@ -155,14 +159,44 @@ fn through(policy: &CachePolicy) -> Through {
     }
 }
 
-fn pod_report(pod: &SidecarPod, response: Response) -> PodReport {
-    let redis = is_in_redis(&response);
-    let (state, order, reason) = match response {
-        Ok((StatusCode::ACCEPTED, report)) => (State::Pending, report.order, report.pending),
-        Ok((_, report)) => (State::Acknowledged, report.order, None),
-        Err(error) => (State::Failed, None, Some(error.to_string())),
+/// Returns the reports of pods. A pod that another one could not tell has the purge if it was told by itself.
+fn pod_reports(asked: Vec<(&SidecarPod, Response)>, all: &[SidecarPod]) -> Vec<PodReport> {
+    let told = asked.iter().filter(|(_, response)| response.is_ok()).map(|(pod, _)| pod.name.clone());
+    let told: HashSet<_> = told.collect();
+    let names: HashMap<_, _> =
+        all.iter().filter_map(|pod| Some((pod.address?.to_string(), &pod.name))).collect();
+    let missing = |peers: PeersTold| {
+        let named = peers.missing.into_iter().map(|address| match names.get(&address) {
+            Some(pod) => str::to_owned(pod),
+            None => address,
+        });
+        PeersTold { missing: named.filter(|pod| !told.contains(pod)).collect(), ..peers }
     };
-    PodReport { pod: pod.name.clone(), state, order, redis, reason }
+    asked.into_iter().map(|(pod, response)| PodReport::of(pod, response, missing)).collect()
+}
+
+impl PodReport {
+    fn of(pod: &SidecarPod, response: Response, missing: impl FnOnce(PeersTold) -> PeersTold) -> Self {
+        let redis = is_in_redis(&response);
+        let (status, report) = match response {
+            Ok(response) => response,
+            Err(error) => {
+                let (pod, reason) = (pod.name.clone(), Some(error.to_string()));
+                return Self { pod, state: State::Failed, order: None, redis, reason, peers: None };
+            }
+        };
+        let PurgeReport { purged: _, order, redis: _, pending, peers } = report;
+        let peers = peers.map(missing);
+        // Without Redis a purge has its place at once, and is pending only while other pods don't have it.
+        let waits_for_peers = order.is_some();
+        let all_have_it = peers.as_ref().is_some_and(|peers| peers.missing.is_empty());
+        let state = match status {
+            StatusCode::ACCEPTED if !(waits_for_peers && all_have_it) => State::Pending,
+            _ => State::Acknowledged,
+        };
+        let reason = pending.filter(|_| state == State::Pending);
+        Self { pod: pod.name.clone(), state, order, redis, reason, peers }
+    }
 }
 
 /// Returns true if the policy has a Redis which does not have the purge.
@@ -191,7 +225,7 @@ fn text(report: &Report, paint: Paint) -> String {
         Outcome::Failed => ("not purged everywhere", Tone::Bad),
     };
     let mut text = format!("{}: {}\n", paint.apply(tone, word), wording::names(&report.names));
-    for PodReport { pod, state, order, redis, reason } in &report.pods {
+    for PodReport { pod, state, order, redis, reason, peers } in &report.pods {
         let reason = reason.as_deref().unwrap_or_default();
         let line = match (state, report.through) {
             (State::Acknowledged, Through::Redis) => {
@@ -200,6 +234,11 @@ fn text(report: &Report, paint: Paint) -> String {
             }
             (State::Acknowledged, _) if *redis => format!("acknowledged by pod {pod} and by Redis"),
             (State::Acknowledged, _) => format!("acknowledged by pod {pod}"),
+            (State::Pending, Through::EveryPod) => {
+                format!(
+                    "acknowledged by pod {pod}, and not by every other pod: it repeats it, and so may you"
+                )
+            }
             (State::Pending, _) => {
                 format!(
                     "acknowledged by pod {pod}, and not by Redis: {reason}; the pod repeats it, and so may you"
@@ -208,6 +247,9 @@ fn text(report: &Report, paint: Paint) -> String {
             (State::Failed, _) => format!("{reason}; run the command again"),
         };
         text.push_str(&format!("  {}\n", wording::one_line(&line)));
+        if let Some(peers) = peers {
+            text.push_str(&format!("    {}\n", wording::one_line(&peers_words(peers))));
+        }
     }
     match report.through {
         Through::Redis => {}
@@ -225,6 +267,15 @@ fn text(report: &Report, paint: Paint) -> String {
         );
     }
     text
+}
+
+fn peers_words(PeersTold { acknowledged, missing }: &PeersTold) -> String {
+    let pods = if *acknowledged == 1 { "pod" } else { "pods" };
+    let acknowledged = format!("it told {acknowledged} other {pods} directly");
+    match missing.as_slice() {
+        [] => acknowledged,
+        missing => format!("{acknowledged}; not acknowledged by {}", missing.join(", ")),
+    }
 }
 
 #[cfg(test)]
@@ -268,6 +319,7 @@ mod tests {
             order: Some(7),
             redis: false,
             reason: reason.map(Into::into),
+            peers: None,
         }
     }
 
@@ -308,6 +360,39 @@ mod tests {
         );
     }
 
+    fn told(missing: &[&str]) -> Response {
+        let peers =
+            PeersTold { acknowledged: 1, missing: missing.iter().map(|one| str::to_owned(one)).collect() };
+        let (status, pending) = match missing.is_empty() {
+            true => (StatusCode::OK, None),
+            false => (StatusCode::ACCEPTED, Some("not acknowledged".to_owned())),
+        };
+        let (purged, order) = (Default::default(), Some(1));
+        Ok((status, PurgeReport { purged, order, redis: false, pending, peers: Some(peers) }))
+    }
+
+    #[test]
+    fn pods_that_did_not_acknowledge_are_named_unless_they_were_told_by_themselves() {
+        let pod = |number: u8| SidecarPod {
+            address: Some(([10, 0, 0, number], 24890).into()),
+            ..SidecarPod::named(&format!("shop-{number}"))
+        };
+        let pods = [pod(1), pod(2), pod(3)];
+        let (one, two) = (&pods[0], &pods[1]);
+        let of = |asked| report(Through::EveryPod, pod_reports(asked, &pods));
+        let all = of(vec![(one, told(&["10.0.0.2:24890"])), (two, told(&[]))]);
+        assert_eq!(outcome(&all), Outcome::Good);
+        assert!(text(&all, Paint::NONE).contains("pod shop-1\n    it told 1 other pod directly\n"));
+        let some = of(vec![(one, told(&["10.0.0.3:24890", "10.0.0.9:24890"])), (two, told(&[]))]);
+        assert_eq!((outcome(&some), some.pods[0].state), (Outcome::Faulty, State::Pending));
+        let said = text(&some, Paint::NONE);
+        assert!(said.contains("directly; not acknowledged by shop-3, 10.0.0.9:24890\n"), "{said}");
+        let unknown =
+            PurgeReport { purged: Default::default(), order: None, redis: false, pending: None, peers: None };
+        let away = of(vec![(one, Ok((StatusCode::ACCEPTED, unknown)))]);
+        assert_eq!(away.pods[0].state, State::Pending);
+    }
+
     #[test]
     fn purge_without_redis_is_not_done_where_the_policy_has_one() {
         for through in [Through::EveryPodWhileRedisIsAway, Through::EveryPodWhileConfigurationChanges] {
@@ -325,14 +410,7 @@ mod tests {
 
     #[test]
     fn pods_that_are_gone_need_not_be_told() {
-        let pod = |name: &str, running| SidecarPod {
-            namespace: "shop".into(),
-            name: name.into(),
-            port: 1,
-            running,
-            ready: true,
-            terminating: false,
-        };
+        let pod = |name: &str, running| SidecarPod { running, ..SidecarPod::named(name) };
         let lost = || Err(Error::SidecarUnreachable { pod: "a".into(), reason: "gone".into() });
         let refused = Err(Error::SidecarRefused { pod: "d".into(), detail: "no".into() });
         let pods = ["a", "b", "c", "d"].map(|name| pod(name, true));

@@ -1,20 +1,18 @@
 //! The admin API of a sidecar, by port-forward.
 
+mod connection;
+
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{
-    body::{Bytes, Incoming},
-    client::conn::http1,
-};
-use hyper_util::rt::TokioIo;
-use kube::api::Portforwarder;
+use hyper::body::{Bytes, Incoming};
 use larder_api::admin::Problem;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
-use tokio_util::task::AbortOnDropHandle;
+
+pub(crate) use connection::Connection;
 
 use crate::{
     cluster::Cluster,
@@ -43,13 +41,7 @@ pub(crate) struct Sidecar<'a> {
 /// The body of a response without an end.
 pub(crate) struct Stream {
     body: Incoming,
-    _link: Link,
-}
-
-/// A connection over a forwarded port, which ends when this is dropped.
-struct Link {
-    _connection: AbortOnDropHandle<()>,
-    _forwarded: Portforwarder,
+    _connection: Connection,
 }
 
 impl Stream {
@@ -67,7 +59,29 @@ impl Stream {
 impl Sidecar<'_> {
     /// Sends a GET.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        Ok(self.send(Method::GET, path, Bytes::new()).await?.1)
+        self.get_over(&mut None, path).await
+    }
+
+    /// Sends a GET over a connection that is open, or over a new one, which stays open for the next.
+    pub(crate) async fn get_over<T: DeserializeOwned>(
+        &self,
+        open: &mut Option<Connection>,
+        path: &str,
+    ) -> Result<T> {
+        let exchange = async {
+            if let Some(mut connection) = open.take()
+                // It may have ended. A GET can be sent again.
+                && let Ok(exchanged) = self.exchange(&mut connection, Method::GET, path, Bytes::new()).await
+            {
+                *open = Some(connection);
+                return Ok(exchanged);
+            }
+            let mut connection = self.connect().await?;
+            let exchanged = self.exchange(&mut connection, Method::GET, path, Bytes::new()).await?;
+            *open = Some(connection);
+            Ok(exchanged)
+        };
+        Ok(self.read(exchange).await?.1)
     }
 
     /// Sends a POST with a body in JSON.
@@ -77,18 +91,19 @@ impl Sidecar<'_> {
         body: &impl Serialize,
     ) -> Result<(StatusCode, T)> {
         let body = serde_json::to_vec(body).map_err(|error| self.unreachable(error))?;
-        self.send(Method::POST, path, body.into()).await
+        let exchange = async {
+            let mut connection = self.connect().await?;
+            self.exchange(&mut connection, Method::POST, path, body.into()).await
+        };
+        self.read(exchange).await
     }
 
-    async fn send<T: DeserializeOwned>(
+    /// Reads the response of an exchange, which must be in time.
+    async fn read<T: DeserializeOwned>(
         &self,
-        method: Method,
-        path: &str,
-        body: Bytes,
+        exchange: impl Future<Output = Result<(StatusCode, Bytes)>>,
     ) -> Result<(StatusCode, T)> {
-        let sent = timeout(TIMEOUT, self.exchange(method, path, body)).await;
-        let (status, body) =
-            sent.unwrap_or_else(|_| Err(self.unreachable(format!("no response within {TIMEOUT:?}"))))?;
+        let (status, body) = self.in_time(exchange).await?;
         if status.is_success() {
             let value = serde_json::from_slice(&body);
             let value =
@@ -98,8 +113,19 @@ impl Sidecar<'_> {
         Err(self.refusal(status, &body))
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes)> {
-        let (response, _link) = self.begin(method, path, body).await?;
+    async fn in_time<T>(&self, exchange: impl Future<Output = Result<T>>) -> Result<T> {
+        let in_time = timeout(TIMEOUT, exchange).await;
+        in_time.unwrap_or_else(|_| Err(self.unreachable(format!("no response within {TIMEOUT:?}"))))
+    }
+
+    async fn exchange(
+        &self,
+        connection: &mut Connection,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes)> {
+        let response = self.send(connection, method, path, body).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_RESPONSE).collect().await;
         Ok((status, body.map_err(|error| self.unreachable(error))?.to_bytes()))
@@ -107,13 +133,16 @@ impl Sidecar<'_> {
 
     /// Sends a GET whose response has no end. Returns its body.
     pub(crate) async fn open(&self, path: &str) -> Result<Stream> {
-        let begun = timeout(TIMEOUT, self.begin(Method::GET, path, Bytes::new())).await;
-        let (response, link) =
-            begun.unwrap_or_else(|_| Err(self.unreachable(format!("no response within {TIMEOUT:?}"))))?;
+        let begun = async {
+            let mut connection = self.connect().await?;
+            let response = self.send(&mut connection, Method::GET, path, Bytes::new()).await?;
+            Ok((response, connection))
+        };
+        let (response, connection) = self.in_time(begun).await?;
         let status = response.status();
         let mut body = response.into_body();
         if status.is_success() {
-            return Ok(Stream { body, _link: link });
+            return Ok(Stream { body, _connection: connection });
         }
         let problem = timeout(TIMEOUT, Limited::new(&mut body, MAX_RESPONSE).collect()).await;
         let problem = problem.ok().and_then(|read| Some(read.ok()?.to_bytes()));
@@ -129,50 +158,34 @@ impl Sidecar<'_> {
         }
     }
 
-    /// Sends a request, and returns the response with what it comes over.
-    async fn begin(&self, method: Method, path: &str, body: Bytes) -> Result<(Response<Incoming>, Link)> {
+    /// Forwards the port of the admin API.
+    async fn connect(&self) -> Result<Connection> {
         let SidecarPod { namespace, name, port, .. } = self.pod;
-        let forwarded = self.cluster.pods(namespace).portforward(name, &[*port]).await;
-        let mut forwarded = match forwarded {
-            Ok(forwarded) => forwarded,
-            Err(error) => return Err(self.not_forwarded(error).await),
-        };
-        let stream =
-            forwarded.take_stream(*port).ok_or_else(|| self.unreachable("the port is not forwarded"))?;
-        let refusal = forwarded.take_error(*port);
-        let response = async {
-            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-            let connection = AbortOnDropHandle::new(tokio::spawn(async move {
-                // Its error is that of the response as well.
-                let _ = connection.await;
-            }));
-            let mut request = Request::builder()
-                .method(method)
-                .uri(path)
-                .header(header::HOST, "larder")
-                .header(header::CONTENT_TYPE, "application/json");
-            if let Some(token) = self.token {
-                request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        match self.cluster.pods(namespace).portforward(name, &[*port]).await {
+            Ok(forwarded) => {
+                Connection::over(forwarded, *port).await.map_err(|reason| self.unreachable(reason))
             }
-            let request = request.body(Full::new(body))?;
-            Ok::<_, Box<dyn std::error::Error + Send + Sync>>((
-                sender.send_request(request).await?,
-                connection,
-            ))
-        };
-        match response.await {
-            Ok((response, connection)) => {
-                Ok((response, Link { _connection: connection, _forwarded: forwarded }))
-            }
-            Err(error) => {
-                // The kubelet's own words, if it has any, tell more than the end of the connection.
-                let words = match refusal {
-                    Some(refusal) => timeout(Duration::from_millis(100), refusal).await.ok().flatten(),
-                    None => None,
-                };
-                Err(self.unreachable(words.unwrap_or_else(|| error.to_string())))
-            }
+            Err(error) => Err(self.not_forwarded(error).await),
         }
+    }
+
+    async fn send(
+        &self,
+        connection: &mut Connection,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "larder")
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Some(token) = self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let request = request.body(Full::new(body)).map_err(|error| self.unreachable(error))?;
+        connection.send(request).await.map_err(|reason| self.unreachable(reason))
     }
 
     /// Returns the error of a port-forward. Only a right that is proven to be missing is missing for other pods as well.
@@ -247,17 +260,6 @@ mod tests {
     use super::*;
     use crate::cluster::fake::{refusal, with_server};
 
-    fn pod(name: &str) -> SidecarPod {
-        SidecarPod {
-            namespace: "shop".into(),
-            name: name.into(),
-            port: 1,
-            running: true,
-            ready: true,
-            terminating: false,
-        }
-    }
-
     /// Returns the error of a port-forward that is refused, and of which the API server says that the user may it or not.
     fn refused(code: u16, words: &'static str, allowed: bool) -> Error {
         let respond = move |_: &Method, path: &str| match path.rsplit('/').next() {
@@ -266,7 +268,7 @@ mod tests {
             _ => refusal(code, words),
         };
         with_server(respond, async |cluster| {
-            let (pod, token) = (&pod("shop-1"), None);
+            let (pod, token) = (&SidecarPod::named("shop-1"), None);
             Sidecar { cluster, pod, token }.get::<Value>("/policy").await.unwrap_err()
         })
     }
@@ -289,7 +291,7 @@ mod tests {
 
     #[test]
     fn some_sidecars_are_tried_until_one_responds() {
-        let pods = ["a", "b", "c", "d", "e", "f"].map(pod);
+        let pods = ["a", "b", "c", "d", "e", "f"].map(SidecarPod::named);
         let asked = |last: &str| {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let asked = runtime.block_on(ask_one(&pods, async |pod| match pod.name == last {

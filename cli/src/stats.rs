@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 
 use larder_api::admin::{Stats, TierCounters, TopKey, path};
-use serde::Serialize;
 
 use crate::{
     args,
     cluster::Cluster,
     error::{Error, Result},
+    figures::{PodFigures, Report},
     outcome::Outcome,
     output::Output,
     paint::{Paint, Tone},
@@ -16,27 +16,6 @@ use crate::{
     table::{Cell, Table},
     wording,
 };
-
-/// Counters of a policy's sidecars since their processes began.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Report {
-    namespace: String,
-    policy: String,
-    /// The sum of the pods that responded.
-    total: Stats,
-    pods: Vec<PodStats>,
-}
-
-/// Counters of a pod's sidecar.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct PodStats {
-    pod: String,
-    stats: Option<Stats>,
-    /// Reason that there are none.
-    error: Option<String>,
-}
 
 /// Shows the counters of a policy's sidecars.
 pub(crate) async fn run(args: &args::Stats, cluster: &Cluster, output: &Output) -> Result<Outcome> {
@@ -50,19 +29,12 @@ pub(crate) async fn run(args: &args::Stats, cluster: &Cluster, output: &Output) 
     let path = format!("{}?top={}", path::STATS, args.top);
     let asked =
         ask_all(&pods, async |pod| Sidecar { cluster, pod, token: Some(&token) }.get::<Stats>(&path).await);
-    let pods = asked.await?.into_iter().map(|(pod, stats)| {
-        let (stats, error) = match stats {
-            Ok(stats) => (Some(stats), None),
-            Err(error) => (None, Some(error.to_string())),
-        };
-        PodStats { pod: pod.name.clone(), stats, error }
-    });
-    let pods: Vec<_> = pods.collect();
-    let total = sum(pods.iter().filter_map(|pod| pod.stats.as_ref()), args.top);
+    let asked = asked.await?.into_iter();
+    let pods: Vec<_> = asked.map(|(pod, stats)| PodFigures::of(&pod.name, stats.map(Some))).collect();
+    let total = sum(pods.iter().filter_map(|pod| pod.figures.as_ref()), args.top);
     let report = Report { namespace: cluster.namespace.clone(), policy: args.policy.clone(), total, pods };
     output.print(&report, |paint| text(&report, paint))?;
-    let all_responded = report.pods.iter().all(|pod| pod.error.is_none());
-    Ok(if all_responded { Outcome::Good } else { Outcome::Failed })
+    Ok(report.outcome())
 }
 
 /// Returns the sum of counters, with the keys that have the most hits in all pods together.
@@ -152,7 +124,7 @@ fn row(name: &str, stats: &Stats) -> Vec<Cell> {
     row
 }
 
-fn text(report: &Report, paint: Paint) -> String {
+fn text(report: &Report<Stats>, paint: Paint) -> String {
     let headings = [
         "POD",
         "HIT%",
@@ -170,17 +142,15 @@ fn text(report: &Report, paint: Paint) -> String {
         "MEMORY",
     ];
     let mut table = Table::new(&headings);
-    for PodStats { pod, stats, .. } in &report.pods {
-        match stats {
+    for PodFigures { pod, figures, .. } in &report.pods {
+        match figures {
             Some(stats) => table.push(row(pod, stats)),
             None => table.push(vec![pod.as_str().into(), Cell::toned("?", Tone::Bad)]),
         }
     }
     table.push(row("all", &report.total));
     let mut text = table.to_text(paint, "");
-    for error in report.pods.iter().filter_map(|pod| pod.error.as_deref()) {
-        text.push_str(&format!("{}\n", paint.apply(Tone::Bad, &wording::one_line(error))));
-    }
+    text.push_str(&report.error_lines(paint));
     if !report.total.top_keys.is_empty() {
         let mut table = Table::new(&["HITS", "KEY"]);
         for TopKey { hits, key } in &report.total.top_keys {
@@ -215,8 +185,8 @@ mod tests {
     fn pods_are_followed_by_their_sum() {
         let (one, two) = (stats(8, 2, &[("GET:http://shop/\nx=y", 8)]), stats(1, 9, &[]));
         let total = sum([&one, &two].into_iter(), 10);
-        let pod = |name: &str, stats| PodStats { pod: name.into(), stats: Some(stats), error: None };
-        let lost = PodStats { pod: "c".into(), stats: None, error: Some("can't reach it".into()) };
+        let pod = |name: &str, stats| PodFigures::of(name, Ok(Some(stats)));
+        let lost = PodFigures { pod: "c".into(), figures: None, error: Some("can't reach it".into()) };
         let report = Report {
             namespace: "shop".into(),
             policy: "shop".into(),

@@ -245,14 +245,7 @@ mod tests {
     use crate::error::Error;
 
     fn pod() -> SidecarPod {
-        SidecarPod {
-            namespace: "shop".into(),
-            name: "shop-1".into(),
-            port: 24890,
-            running: true,
-            ready: true,
-            terminating: false,
-        }
+        SidecarPod::named("shop-1")
     }
 
     fn report(redis: &str) -> PolicyReport {

@@ -390,14 +390,7 @@ mod tests {
             |_, _| refusal(404, "not found"),
             async |cluster| {
                 let mut tail = Tail::new(cluster, "token".into(), "/requests".into());
-                let pod = |number: usize| SidecarPod {
-                    namespace: "shop".into(),
-                    name: format!("shop-{number}"),
-                    port: 1,
-                    running: true,
-                    ready: true,
-                    terminating: false,
-                };
+                let pod = |number: usize| SidecarPod::named(&format!("shop-{number}"));
                 tail.follow((0..MAX_PODS + 3).map(pod).collect());
                 assert_eq!((tail.states.len(), tail.left_out), (MAX_PODS, 3));
                 assert!(tail.end("shop-0".into(), Ok(())).is_ok());

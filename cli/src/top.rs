@@ -1,6 +1,7 @@
 //! `larder top`.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     io::{self, IsTerminal},
     time::{Duration, Instant},
@@ -9,7 +10,6 @@ use std::{
 use futures::FutureExt;
 use larder_api::admin::{Stats, path};
 use larder_crds::CachePolicy;
-use serde::Serialize;
 use tokio::time::sleep;
 
 mod rates;
@@ -22,41 +22,26 @@ use crate::{
     args,
     cluster::Cluster,
     error::{Error, Result},
+    figures::{PodFigures, Report},
     outcome::Outcome,
     output::Output,
     paint::Paint,
-    sidecar::{Sidecar, ask_all},
+    sidecar::{Connection, Sidecar, ask_all},
     terminal::{Key, Terminal},
 };
-
-/// Rates of a policy's sidecars.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Report {
-    namespace: String,
-    policy: String,
-    /// The sum of the pods that responded.
-    total: Rates,
-    pods: Vec<PodRates>,
-}
-
-/// Rates of a pod's sidecar.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct PodRates {
-    pod: String,
-    /// Rates; none until the pod was asked twice.
-    rates: Option<Rates>,
-    /// Reason that there are none.
-    error: Option<String>,
-}
 
 /// Shows rates until a key ends it, or once if the output is not for a person at a terminal.
 pub(crate) async fn run(args: &args::Top, cluster: &Cluster, output: &Output) -> Result<Outcome> {
     let interval = Duration::from_secs(args.interval.get().into());
     let policy = cluster.policy(&args.policy).await?;
     let token = cluster.token(&policy).await?;
-    let mut source = Source { cluster, policy: &policy, token: &token, before: BTreeMap::new() };
+    let mut source = Source {
+        cluster,
+        policy: &policy,
+        token: &token,
+        before: BTreeMap::new(),
+        connections: RefCell::default(),
+    };
     let first = source.report(Duration::ZERO).await?;
     if output.is_for_people() && io::stdin().is_terminal() && io::stdout().is_terminal() {
         watch(source, first, interval).await?;
@@ -64,12 +49,11 @@ pub(crate) async fn run(args: &args::Top, cluster: &Cluster, output: &Output) ->
     }
     let report = source.report(interval).await?;
     output.print(&report, |paint| screen::text(&report, View::default(), None, paint))?;
-    let all_responded = report.pods.iter().all(|pod| pod.error.is_none());
-    Ok(if all_responded { Outcome::Good } else { Outcome::Failed })
+    Ok(report.outcome())
 }
 
 /// Shows one report after another on the terminal.
-async fn watch(source: Source<'_>, first: Report, interval: Duration) -> Result<()> {
+async fn watch(source: Source<'_>, first: Report<Rates>, interval: Duration) -> Result<()> {
     let mut terminal = Terminal::open()?;
     let paint = Paint::for_standard_output();
     let (mut report, mut view) = (first, View::default());
@@ -109,17 +93,19 @@ struct Source<'a> {
     policy: &'a CachePolicy,
     token: &'a str,
     before: BTreeMap<String, Sample>,
+    /// Connections to pods by their names, but those in use.
+    connections: RefCell<BTreeMap<String, Connection>>,
 }
 
 impl<'a> Source<'a> {
     /// Returns the report after a time, and the source for the next one.
-    async fn next(mut self, after: Duration) -> (Self, Result<Report>) {
+    async fn next(mut self, after: Duration) -> (Self, Result<Report<Rates>>) {
         let report = self.report(after).await;
         (self, report)
     }
 
     /// Asks the pods that there are after a time.
-    async fn report(&mut self, after: Duration) -> Result<Report> {
+    async fn report(&mut self, after: Duration) -> Result<Report<Rates>> {
         sleep(after).await;
         let Self { cluster, policy, token, .. } = *self;
         let mut pods = cluster.sidecar_pods(policy).await?;
@@ -129,27 +115,31 @@ impl<'a> Source<'a> {
             return Err(Error::NoSidecar(name));
         }
         let path = format!("{}?top=0&routes=true", path::STATS);
+        let connections = &self.connections;
         let asked = ask_all(&pods, async |pod| {
-            let stats = Sidecar { cluster, pod, token: Some(token) }.get::<Stats>(&path).await?;
+            let mut connection = connections.borrow_mut().remove(&pod.name);
+            let sidecar = Sidecar { cluster, pod, token: Some(token) };
+            let stats = sidecar.get_over::<Stats>(&mut connection, &path).await?;
+            if let Some(connection) = connection {
+                connections.borrow_mut().insert(pod.name.clone(), connection);
+            }
             Ok(Sample { at: Instant::now(), stats })
         });
         let mut samples = BTreeMap::new();
         let mut rates_of_pods = Vec::new();
         for (pod, sample) in asked.await? {
-            let (rates, error) = match sample {
-                Ok(sample) => {
-                    let rates = self.before.get(&pod.name).map(|before| sample.since(before));
-                    samples.insert(pod.name.clone(), sample);
-                    (rates, None)
-                }
-                Err(error) => (None, Some(error.to_string())),
-            };
-            rates_of_pods.push(PodRates { pod: pod.name.clone(), rates, error });
+            let rates = sample.map(|sample| {
+                let rates = self.before.get(&pod.name).map(|before| sample.since(before));
+                samples.insert(pod.name.clone(), sample);
+                rates
+            });
+            rates_of_pods.push(PodFigures::of(&pod.name, rates));
         }
+        self.connections.get_mut().retain(|pod, _| samples.contains_key(pod));
         self.before = samples;
         // The order of pods is by readiness, which changes.
         rates_of_pods.sort_by(|a, b| a.pod.cmp(&b.pod));
-        let total = Rates::sum(rates_of_pods.iter().filter_map(|pod| pod.rates.as_ref()));
+        let total = Rates::sum(rates_of_pods.iter().filter_map(|pod| pod.figures.as_ref()));
         Ok(Report { namespace: cluster.namespace.clone(), policy: name, total, pods: rates_of_pods })
     }
 }

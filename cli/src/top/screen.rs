@@ -1,10 +1,8 @@
 //! Rates as text.
 
-use super::{
-    Report,
-    rates::{Rates, RouteRates, TierRates},
-};
+use super::rates::{Rates, RouteRates, TierRates};
 use crate::{
+    figures::Report,
     paint::{Paint, Tone},
     table::{Cell, Table},
     wording,
@@ -59,12 +57,12 @@ pub(super) struct View {
 }
 
 /// Returns a report in so many lines at most.
-pub(super) fn text(report: &Report, view: View, lines: Option<usize>, paint: Paint) -> String {
+pub(super) fn text(report: &Report<Rates>, view: View, lines: Option<usize>, paint: Paint) -> String {
     let pod = view.pod.and_then(|index| report.pods.get(index));
     let none = Rates::default();
     let rates = match pod {
         None => &report.total,
-        Some(pod) => pod.rates.as_ref().unwrap_or(&none),
+        Some(pod) => pod.figures.as_ref().unwrap_or(&none),
     };
     let all = rates.of_all_routes();
     let of = pod.map_or_else(|| format!("{} pods", report.pods.len()), |pod| format!("pod {}", pod.pod));
@@ -77,16 +75,14 @@ pub(super) fn text(report: &Report, view: View, lines: Option<usize>, paint: Pai
     );
     text = paint.apply(Tone::Heading, wording::one_line(&text).trim_end()) + "\n\n";
     let tiers = tiers(rates, paint);
-    let errors: Vec<_> = report.pods.iter().filter_map(|pod| pod.error.as_deref()).collect();
+    let errors = report.error_lines(paint);
     // The heading, the empty lines, the heading of the table, and a line on routes that are left out.
-    let others = 5 + tiers.lines().count() + errors.len();
+    let others = 5 + tiers.lines().count() + errors.lines().count();
     let most = lines.map_or(usize::MAX, |lines| lines.saturating_sub(others).max(1));
     text.push_str(&routes(rates, view.order, most, paint));
     text.push('\n');
     text.push_str(&tiers);
-    for error in errors {
-        text.push_str(&format!("{}\n", paint.apply(Tone::Bad, &wording::one_line(error))));
-    }
+    text.push_str(&errors);
     text
 }
 
@@ -147,7 +143,7 @@ fn milliseconds(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::top::PodRates;
+    use crate::figures::PodFigures;
 
     fn route(route: &str, hits: f64, misses: f64) -> RouteRates {
         let lookups = hits + misses;
@@ -162,14 +158,14 @@ mod tests {
         }
     }
 
-    fn report() -> Report {
+    fn report() -> Report<Rates> {
         let tier = TierRates { tier: "l2".into(), responses: 2.5, mean_seconds: Some(0.00123) };
         let rates = Rates {
             routes: vec![route("a", 1.0, 0.0), route("b", 5.0, 15.0), route("c", 0.0, 0.0)],
             tiers: vec![tier],
         };
-        let lost = PodRates { pod: "shop-2".into(), rates: None, error: Some("can't reach it".into()) };
-        let pod = PodRates { pod: "shop-1".into(), rates: Some(rates.clone()), error: None };
+        let lost = PodFigures { pod: "shop-2".into(), figures: None, error: Some("can't reach it".into()) };
+        let pod = PodFigures::of("shop-1", Ok(Some(rates.clone())));
         Report { namespace: "shop".into(), policy: "cache".into(), total: rates, pods: vec![pod, lost] }
     }
 

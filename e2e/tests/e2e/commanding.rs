@@ -55,7 +55,7 @@ async fn status_stats_and_explain_describe_each_pod() -> anyhow::Result<()> {
         let stats: Value = larder.read(0, &["stats", "cache"]).await?;
         let hits = |stats: &Value| stats["hits"].as_u64().unwrap_or_default();
         let of_pods: u64 =
-            stats["pods"].as_array().into_iter().flatten().map(|pod| hits(&pod["stats"])).sum();
+            stats["pods"].as_array().into_iter().flatten().map(|pod| hits(&pod["figures"])).sum();
         ensure!(hits(&stats["total"]) == of_pods && of_pods >= 2, "{stats}");
 
         let url = "http://app/items/1";
