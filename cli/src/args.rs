@@ -20,7 +20,7 @@ const GLOBAL: &str = "Global options";
 
 const EXIT_CODES: &str = "Exit codes:
   0  done, and all is well
-  1  lint found errors, a policy or a pod is not well, or a purge is not in Redis
+  1  check or lint found errors, a policy or a pod is not well, or a purge is not in Redis
   2  the command line is wrong, or something can't be reached or read";
 
 /// Policies, sidecars and purges of Larder, the cache in front of an application.
@@ -59,6 +59,8 @@ pub(crate) struct Connection {
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Check the cluster and its policies, or with --pre whether Larder can be installed: each finding has its remedy.
+    Check(Check),
     /// Find errors in policies with the cluster's rules, without a cluster.
     Lint(Lint),
     /// Show policies, their pods, configuration, tiers and hit ratios.
@@ -79,6 +81,26 @@ pub(crate) enum Command {
     Completions(Completions),
     /// Print the manual page, or write one page for each command.
     Man(Man),
+}
+
+/// Options of `check`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Check {
+    /// Check, before an installation, the namespace and the cluster for what the chart needs.
+    #[arg(long)]
+    pub(crate) pre: bool,
+
+    /// Check the policies of all namespaces, whatever --namespace says.
+    #[arg(short = 'A', long, conflicts_with = "pre")]
+    pub(crate) all_namespaces: bool,
+
+    /// Namespace of the operator [default: that of its webhook, else larder-system].
+    #[arg(long, value_name = "NAMESPACE", conflicts_with = "pre")]
+    pub(crate) operator_namespace: Option<String>,
+
+    /// Name of the release that is to be installed.
+    #[arg(long, value_name = "NAME", default_value = "larder", requires = "pre")]
+    pub(crate) release: String,
 }
 
 /// Options of `lint`.

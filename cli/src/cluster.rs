@@ -35,7 +35,7 @@ const IN_POD: &str = "KUBERNETES_SERVICE_HOST";
 /// A client of the API server.
 #[derive(Clone)]
 pub(crate) struct Cluster {
-    client: Client,
+    pub(crate) client: Client,
     /// Namespace that was asked for, or that of the context.
     pub(crate) namespace: String,
 }
@@ -116,19 +116,22 @@ impl Cluster {
 
     /// Returns the right to forward ports to a namespace's pods by `create`, if the API server says that the user lacks it.
     pub(crate) async fn lacked_right_to_forward(&self, namespace: &str) -> Option<Right> {
-        let attributes = ResourceAttributes {
-            namespace: Some(namespace.to_owned()),
-            verb: Some("create".to_owned()),
-            resource: Some("pods".to_owned()),
-            subresource: Some("portforward".to_owned()),
-            ..ResourceAttributes::default()
-        };
-        let spec =
-            SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
+        let access = Access::to("create", "", "pods/portforward").within(namespace);
+        match self.may(&access).await {
+            Ok(false) => Some(Right::to_forward(&self.user().await?, namespace)),
+            Ok(true) | Err(_) => None,
+        }
+    }
+
+    /// Asks the API server for a right of the user.
+    pub(crate) async fn may(&self, access: &Access) -> Result<bool> {
+        let resource_attributes = Some(access.0.clone());
+        let spec = SelfSubjectAccessReviewSpec { resource_attributes, ..Default::default() };
         let review = SelfSubjectAccessReview { spec, ..Default::default() };
         let reviews: Api<SelfSubjectAccessReview> = Api::all(self.client.clone());
-        let review = reviews.create(&PostParams::default(), &review).await.ok()?;
-        if review.status?.allowed { None } else { Some(Right::to_forward(&self.user().await?, namespace)) }
+        let review = reviews.create(&PostParams::default(), &review).await;
+        let review = review.map_err(|error| Error::of_api(error, "say what you may do"))?;
+        Ok(review.status.is_some_and(|status| status.allowed))
     }
 
     /// Returns the name by which the API server knows the user.
@@ -141,6 +144,38 @@ impl Cluster {
     /// The API of a namespace's pods.
     pub(crate) fn pods(&self, namespace: &str) -> Api<Pod> {
         Api::namespaced(self.client.clone(), namespace)
+    }
+}
+
+/// A right to ask for.
+#[derive(Clone, Debug)]
+pub(crate) struct Access(ResourceAttributes);
+
+impl Access {
+    /// Returns a right in the whole cluster. A resource may have a subresource: `pods/portforward`.
+    pub(crate) fn to(verb: &str, group: &str, resource: &str) -> Self {
+        let (resource, subresource) = match resource.split_once('/') {
+            Some((resource, subresource)) => (resource, Some(subresource.to_owned())),
+            None => (resource, None),
+        };
+        let (verb, group, resource) =
+            (Some(verb.to_owned()), Some(group.to_owned()), Some(resource.to_owned()));
+        Self(ResourceAttributes { verb, group, resource, subresource, ..Default::default() })
+    }
+
+    /// Returns the right in a namespace.
+    pub(crate) fn within(self, namespace: &str) -> Self {
+        Self(ResourceAttributes { namespace: Some(namespace.to_owned()), ..self.0 })
+    }
+
+    /// Returns the resource with its group, as kubectl has it.
+    pub(crate) fn resource(&self) -> String {
+        let ResourceAttributes { group, resource, .. } = &self.0;
+        let resource = resource.clone().unwrap_or_default();
+        match group.as_deref().unwrap_or_default() {
+            "" => resource,
+            group => format!("{resource}.{group}"),
+        }
     }
 }
 

@@ -16,6 +16,7 @@ mod sql;
 mod table;
 mod terminal;
 
+mod check;
 mod completions;
 mod explain;
 mod lint;

@@ -62,8 +62,19 @@ impl Right {
         }
     }
 
+    /// Returns the lack of the right in words.
+    pub(crate) fn lack(&self) -> String {
+        let Self { user, verb, resource, name, namespace, .. } = self;
+        let name = name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
+        let place = match namespace {
+            Some(namespace) => format!("namespace {namespace}"),
+            None => "all namespaces".to_owned(),
+        };
+        format!("{user} may not {verb} {resource}{name} in {place}")
+    }
+
     /// Returns the commands that grant the right.
-    fn grant(&self) -> String {
+    pub(crate) fn grant(&self) -> String {
         let Self { user, verb, resource, group, name, namespace } = self;
         let (role, binding, scope) = match namespace {
             Some(namespace) => ("role", "rolebinding", format!(" --namespace={namespace}")),
@@ -95,16 +106,7 @@ impl Right {
 
 impl fmt::Display for Right {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { user, verb, resource, name, namespace, .. } = self;
-        write!(formatter, "{user} may not {verb} {resource}")?;
-        if let Some(name) = name {
-            write!(formatter, " {name}")?;
-        }
-        match namespace {
-            Some(namespace) => write!(formatter, " in namespace {namespace}")?,
-            None => write!(formatter, " in all namespaces")?,
-        }
-        write!(formatter, ": have an administrator run\n  {}", self.grant())
+        write!(formatter, "{}: have an administrator run\n  {}", self.lack(), self.grant())
     }
 }
 

@@ -7,7 +7,7 @@ use clap::FromArgMatches;
 use crate::{
     args::{self, Args, Command},
     cluster::Cluster,
-    completions,
+    check, completions,
     error::{Error, Result},
     explain, lint, man,
     outcome::Outcome,
@@ -44,6 +44,7 @@ fn perform(args: Args) -> Result<Outcome> {
     runtime.map_err(Error::Runtime)?.block_on(async {
         let cluster = Cluster::connect(&connection).await?;
         match command {
+            Command::Check(args) => check::run(&args, &cluster, &output).await,
             Command::Status(args) => status::run(&args, &cluster, &output).await,
             Command::Stats(args) => stats::run(&args, &cluster, &output).await,
             Command::Top(args) => top::run(&args, &cluster, &output).await,

@@ -22,33 +22,33 @@ use crate::{
 /// State of a policy.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct PolicyState {
-    namespace: String,
-    name: String,
+pub(crate) struct PolicyState {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
     /// True if the policy is in force as it is now.
     ready: bool,
     /// True if the status is of the policy as it is now.
-    observed: bool,
+    pub(crate) observed: bool,
     /// The resource's status.
-    status: CachePolicyStatus,
+    pub(crate) status: CachePolicyStatus,
     /// Sum of the sidecars' requests since their processes began.
     requests: RequestCounts,
-    sidecars: Vec<SidecarState>,
+    pub(crate) sidecars: Vec<SidecarState>,
 }
 
 /// State of a sidecar.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct SidecarState {
-    pod: String,
+pub(crate) struct SidecarState {
+    pub(crate) pod: String,
     ready: bool,
-    terminating: bool,
+    pub(crate) terminating: bool,
     /// True if the sidecar runs the policy's current configuration.
-    current: bool,
+    pub(crate) current: bool,
     /// The sidecar's own report.
-    report: Option<PolicyReport>,
+    pub(crate) report: Option<PolicyReport>,
     /// Reason that there is no report.
-    error: Option<String>,
+    pub(crate) error: Option<String>,
 }
 
 /// Shows policies and their sidecars.
@@ -69,7 +69,8 @@ pub(crate) async fn run(args: &args::Status, cluster: &Cluster, output: &Output)
     Ok(if states.iter().all(PolicyState::is_well) { Outcome::Good } else { Outcome::Faulty })
 }
 
-async fn state(cluster: &Cluster, policy: &CachePolicy) -> Result<PolicyState> {
+/// Asks for the state of a policy.
+pub(crate) async fn state(cluster: &Cluster, policy: &CachePolicy) -> Result<PolicyState> {
     let status = policy.status.clone().unwrap_or_default();
     let pods = cluster.sidecar_pods(policy).await?;
     let reports = ask_all(&pods, async |pod| {
@@ -238,6 +239,30 @@ fn text(state: &PolicyState, paint: Paint) -> String {
 }
 
 #[cfg(test)]
+impl PolicyState {
+    /// Returns the state of a policy that is in force.
+    pub(crate) fn named(name: &str, sidecars: Vec<SidecarState>) -> Self {
+        Self {
+            namespace: "shop".into(),
+            name: name.into(),
+            ready: true,
+            observed: true,
+            status: CachePolicyStatus::default(),
+            requests: RequestCounts::default(),
+            sidecars,
+        }
+    }
+}
+
+#[cfg(test)]
+impl SidecarState {
+    /// Returns the state of a sidecar that gave this report, or does not run.
+    pub(crate) fn named(pod: &str, report: Option<PolicyReport>, hash: Option<&str>) -> Self {
+        Self::new(&SidecarPod::named(pod), Ok(report), hash)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use serde_json::json;
 
@@ -268,15 +293,7 @@ mod tests {
         }))
         .unwrap();
         let requests = RequestCounts { total: 12, hits: 9, misses: 1 };
-        PolicyState {
-            namespace: "shop".into(),
-            name: "shop".into(),
-            ready: true,
-            observed: true,
-            status,
-            requests,
-            sidecars,
-        }
+        PolicyState { status, requests, ..PolicyState::named("shop", sidecars) }
     }
 
     #[test]

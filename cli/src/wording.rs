@@ -2,6 +2,9 @@
 
 use larder_api::admin::PurgeRequest;
 
+/// Maximum number of names in a list.
+const MAX_NAMES: usize = 5;
+
 /// Returns a share in percent, rounded down so that 100 % is all; `-` of nothing.
 pub(crate) fn percent(part: u64, whole: u64) -> String {
     match whole {
@@ -37,6 +40,15 @@ pub(crate) fn one_line(text: &str) -> String {
 /// Returns lines that change nothing on a terminal, each with its end.
 pub(crate) fn lines(text: &str) -> String {
     text.lines().map(|line| one_line(line) + "\n").collect()
+}
+
+/// Returns names as a list with an end.
+pub(crate) fn listed(names: &[impl AsRef<str>]) -> String {
+    let shown: Vec<_> = names.iter().take(MAX_NAMES).map(AsRef::as_ref).collect();
+    match names.len().saturating_sub(MAX_NAMES) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
 }
 
 /// Returns the names of a purge by their kinds, such as `path /a, tag b`.
@@ -84,5 +96,11 @@ mod tests {
         assert_eq!(names(&request), "path /a, prefix /p, tag b, tag c");
         request.everything = true;
         assert_eq!(names(&request), "path /a, prefix /p, tag b, tag c, everything");
+    }
+
+    #[test]
+    fn lists_of_names_have_an_end() {
+        assert_eq!(listed(&["a"]), "a");
+        assert_eq!(listed(&["a", "b", "c", "d", "e", "f", "g"]), "a, b, c, d, e and 2 more");
     }
 }
