@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::{
+    collections::BTreeMap,
     ffi::{OsStr, OsString},
     num::{NonZeroU16, NonZeroU32},
     path::{Path, PathBuf},
@@ -10,7 +11,10 @@ use clap::{CommandFactory, Parser, Subcommand, builder::PossibleValuesParser};
 use clap_complete::Shell;
 use larder_api::admin::{DEFAULT_TOP_KEYS, MAX_TOP_KEYS, Outcome, StatusFilter};
 
-use crate::output::Format;
+use crate::{
+    init::{SecretKey, Template, WorkloadName},
+    output::Format,
+};
 
 /// Start of the name under which kubectl finds the program.
 const PLUGIN_PREFIX: &str = "kubectl-";
@@ -75,6 +79,8 @@ pub(crate) enum Command {
     Explain(Explain),
     /// Purge keys, paths, prefixes of paths, tags, or everything.
     Purge(Purge),
+    /// Write policies.
+    Policy(Policy),
     /// Print statements for Postgres.
     Sql(Sql),
     /// Print a completion script for a shell.
@@ -240,6 +246,67 @@ pub(crate) struct Purge {
     pub(crate) soft: bool,
 }
 
+/// Options of `policy`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Policy {
+    #[command(subcommand)]
+    pub(crate) command: PolicyCommand,
+}
+
+/// Commands of `policy`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Write a policy with comments. Whatever no option says is asked on a terminal.
+    Init(Init),
+}
+
+/// Options of `policy init`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Init {
+    /// Name of the policy [default: that of the workload].
+    pub(crate) name: Option<String>,
+
+    /// Workload whose pods get a cache, such as deployment/shop: its labels and its port are read from the cluster.
+    #[arg(long, value_name = "KIND/NAME")]
+    pub(crate) workload: Option<WorkloadName>,
+
+    /// Labels of the pods, such as app=shop,tier=web.
+    #[arg(long, value_name = "LABELS", value_parser = labels, conflicts_with = "workload")]
+    pub(crate) selector: Option<BTreeMap<String, String>>,
+
+    /// Port of the container, by name or number.
+    #[arg(long)]
+    pub(crate) port: Option<String>,
+
+    /// Routes for a kind of application.
+    #[arg(long, value_enum, conflicts_with_all = ["paths", "ttl", "grace"])]
+    pub(crate) template: Option<Template>,
+
+    /// Path to cache, such as /api/users/{id} or /static/{*path}.
+    #[arg(long = "path", value_name = "PATH")]
+    pub(crate) paths: Vec<String>,
+
+    /// Time for which responses are fresh, such as 60s [default: as their Cache-Control says].
+    #[arg(long, value_name = "TIME", requires = "paths")]
+    pub(crate) ttl: Option<String>,
+
+    /// Time for which stale responses are served while they are refreshed, and while the application is down.
+    #[arg(long, value_name = "TIME", requires = "paths")]
+    pub(crate) grace: Option<String>,
+
+    /// Secret with the URL of a Redis that the pods share; its key is url unless another is given.
+    #[arg(long, value_name = "NAME/KEY")]
+    pub(crate) redis_secret: Option<SecretKey>,
+
+    /// File to write, which is not there yet [default: standard output].
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Overwrite the file.
+    #[arg(long, requires = "file")]
+    pub(crate) force: bool,
+}
+
 /// Options of `sql`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Sql {
@@ -341,6 +408,14 @@ pub(crate) fn command(program: Option<&OsString>) -> clap::Command {
 fn top_keys(text: &str) -> Result<usize, String> {
     let number = text.parse().ok().filter(|number| (1..=MAX_TOP_KEYS).contains(number));
     number.ok_or_else(|| format!("write a number from 1 to {MAX_TOP_KEYS}"))
+}
+
+/// Reads labels, such as `app=shop,tier=web`.
+pub(crate) fn labels(text: &str) -> Result<BTreeMap<String, String>, String> {
+    let pairs = text.split(',').map(|pair| pair.split_once('=').filter(|(key, _)| !key.trim().is_empty()));
+    let labels: Option<BTreeMap<_, _>> =
+        pairs.map(|pair| pair.map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned()))).collect();
+    labels.ok_or_else(|| "write labels as key=value, with commas between them, such as app=shop".to_owned())
 }
 
 fn header(text: &str) -> Result<(String, String), String> {

@@ -19,6 +19,7 @@ mod terminal;
 mod check;
 mod completions;
 mod explain;
+mod init;
 mod lint;
 mod man;
 mod purge;

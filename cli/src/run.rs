@@ -9,7 +9,7 @@ use crate::{
     cluster::Cluster,
     check, completions,
     error::{Error, Result},
-    explain, lint, man,
+    explain, init, lint, man,
     outcome::Outcome,
     output::Output,
     purge, sql, stats, status, tail, top, wording,
@@ -42,6 +42,12 @@ fn perform(args: Args) -> Result<Outcome> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(Error::Runtime)?.block_on(async {
+        let command = match command {
+            Command::Policy(args::Policy { command: args::PolicyCommand::Init(args) }) => {
+                return init::run(args, &connection, &output).await;
+            }
+            command => command,
+        };
         let cluster = Cluster::connect(&connection).await?;
         match command {
             Command::Check(args) => check::run(&args, &cluster, &output).await,
@@ -51,9 +57,11 @@ fn perform(args: Args) -> Result<Outcome> {
             Command::Tail(args) => tail::run(&args, &cluster, &output).await,
             Command::Explain(args) => explain::run(&args, &cluster, &output).await,
             Command::Purge(args) => purge::run(&args, &cluster, &output).await,
-            Command::Lint(_) | Command::Sql(_) | Command::Completions(_) | Command::Man(_) => {
-                Ok(Outcome::Good)
-            }
+            Command::Lint(_)
+            | Command::Policy(_)
+            | Command::Sql(_)
+            | Command::Completions(_)
+            | Command::Man(_) => Ok(Outcome::Good),
         }
     })
 }
