@@ -32,7 +32,7 @@ mod tests {
     fn scripts_complete_every_command() {
         for shell in args::Completed::value_variants() {
             let script = script(*shell);
-            for command in ["lint", "status", "stats", "top", "tail", "explain", "purge"] {
+            for command in ["check", "lint", "status", "stats", "top", "tail", "explain", "purge", "policy"] {
                 assert!(script.contains(command), "{shell:?} without {command}");
             }
         }

@@ -2,6 +2,7 @@
 
 mod args;
 mod cluster;
+mod complete;
 mod conditions;
 mod error;
 mod figures;
@@ -20,6 +21,8 @@ mod check;
 mod completions;
 mod explain;
 mod init;
+#[cfg(test)]
+mod krew;
 mod lint;
 mod man;
 mod purge;

@@ -40,7 +40,7 @@ mod tests {
     #[test]
     fn page_lists_commands_and_exit_codes() {
         let page = page().unwrap();
-        for expected in [".TH larder", "larder\\-purge", "Exit codes:"] {
+        for expected in [".TH larder", "larder\\-check", "larder\\-policy", "larder\\-purge", "Exit codes:"] {
             assert!(page.contains(expected), "no {expected:?} in:\n{page}");
         }
     }

@@ -6,17 +6,22 @@ use clap::FromArgMatches;
 
 use crate::{
     args::{self, Args, Command},
+    check,
     cluster::Cluster,
-    check, completions,
+    complete, completions,
     error::{Error, Result},
     explain, init, lint, man,
     outcome::Outcome,
-    output::Output,
+    output::{self, Output},
     purge, sql, stats, status, tail, top, wording,
 };
 
 /// Runs a command; its arguments begin with the program's name.
 pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
+    if complete::is_asked(arguments.first()) {
+        let printed = output::print(&complete::candidates(&arguments[1..]));
+        return ExitCode::from(printed.map_or(Outcome::Failed, |()| Outcome::Good) as u8);
+    }
     let mut command = args::command(arguments.first());
     let parsed = command
         .try_get_matches_from_mut(arguments)
