@@ -6,7 +6,7 @@ use anyhow::ensure;
 use larder_crds::ConditionType;
 use larder_e2e::{
     Agent, Sandbox, Workload, cluster, eventually, eventually::SHORT_TIMEOUT, examples, in_a_namespace,
-    larder::Larder, sandbox::RunningPod,
+    larder::Larder, policy::Policy, sandbox::RunningPod,
 };
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -213,6 +213,97 @@ async fn each_missing_right_is_named_with_the_command_that_grants_it() -> anyhow
         }
         let allowed = larder.run(&["stats", "cache"]).await?;
         ensure!(allowed.code == 0, "{allowed:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// Returns the states of a check in a report.
+fn states<'a>(report: &'a Value, check: &str) -> Vec<&'a str> {
+    let all = report["checks"].as_array().into_iter().flatten();
+    all.filter(|one| one["check"] == check).filter_map(|one| one["state"].as_str()).collect()
+}
+
+#[tokio::test]
+async fn check_names_faults_and_missing_rights_with_their_remedies() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        deploy_with_redis(sandbox).await?;
+        let larder = Larder::of(sandbox);
+        let well: Value =
+            eventually("all is well", SHORT_TIMEOUT, async || larder.read(0, &["check"]).await).await?;
+        for check in ["definition", "leader", "webhook", "conditions", "sidecars", "admission"] {
+            ensure!(states(&well, check) == ["ok"], "{check}: {well}");
+        }
+
+        sandbox.scale("redis", 0).await?;
+        eventually("the server that is away is named", SHORT_TIMEOUT, async || {
+            let ill: Value = larder.read(1, &["check"]).await?;
+            let tiers = states(&ill, "tiers");
+            ensure!(!tiers.is_empty() && tiers.iter().all(|state| *state == "failed"), "{ill}");
+            Ok(())
+        })
+        .await?;
+        let text = larder.run(&["check"]).await?;
+        ensure!(
+            text.printed.contains("redis does not respond") && text.printed.contains("check the server"),
+            "{text:?}"
+        );
+
+        let reader = Larder::without_rights(sandbox).await?;
+        let refused: Value = reader.read(2, &["check"]).await?;
+        for check in ["leader", "webhook", "policies"] {
+            ensure!(states(&refused, check) == ["skipped"], "{check}: {refused}");
+        }
+        let text = reader.run(&["check"]).await?;
+        ensure!(text.printed.contains("reader may not list cachepolicies in namespace"), "{text:?}");
+        ensure!(text.printed.contains("kubectl create role larder-list-cachepolicies"), "{text:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn check_before_an_installation_finds_the_one_that_is_there() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let larder = Larder::of(sandbox);
+        let report: Value = larder.read(1, &["check", "--pre"]).await?;
+        for check in ["version", "api", "rights", "namespace"] {
+            ensure!(states(&report, check) == ["ok"], "{check}: {report}");
+        }
+        for check in ["definition", "installation"] {
+            ensure!(states(&report, check) == ["failed"], "{check}: {report}");
+        }
+        let text = larder.run(&["check", "--pre"]).await?;
+        ensure!(text.printed.contains("is installed, and a cluster has one Larder"), "{text:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn policies_of_init_are_accepted_and_put_in_force() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let larder = Larder::of(sandbox);
+        let init = async |options: &[&str]| {
+            let written = larder.run(&[&["policy", "init"], options].concat()).await?;
+            ensure!(written.code == 0, "{options:?}: {written:?}");
+            anyhow::Ok(written.printed)
+        };
+        for template in ["rest", "graphql", "wordpress", "nextjs", "static", "grpc-gateway"] {
+            for redis in [&[][..], &["--redis-secret", "redis/url"]] {
+                let pods = ["tried", "--selector", "app=none", "--port", "http", "--template", template];
+                let policy = init(&[&pods, redis].concat()).await?;
+                cluster::kubectl_with_input(&["apply", "--dry-run=server", "-f", "-"], &policy).await?;
+            }
+        }
+
+        sandbox.apply(&Workload::deployment("app", 1).objects()?).await?;
+        let policy =
+            init(&["--workload", "deployment/app", "--path", "/items/{id}", "--ttl", "300s"]).await?;
+        cluster::kubectl_with_input(&["apply", "-f", "-"], &policy).await?;
+        Policy::of(sandbox, "app").serves(1).await?;
+        let missing = larder.run(&["policy", "init", "--workload", "deployment/app"]).await?;
+        ensure!(missing.code == 2 && missing.said.contains("give --template or --path"), "{missing:?}");
         Ok(())
     })
     .await
