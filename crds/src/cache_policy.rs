@@ -120,6 +120,30 @@ use crate::{CachePolicyStatus, schema};
         "message": "a route's lastKnownGood names no Postgres server of spec.sources: add it there, or write the name of one that is there",
     },
     {
+        "rule": "!has(self.routes) || self.routes.all(r, !has(r.ttlJitterPercent) || has(r.ttl) || (has(self.defaults) && has(self.defaults.ttl) && !has(r.maxTTL)))",
+        "message": "ttlJitterPercent shortens the ttl of the route: set one beside it",
+    },
+    {
+        "rule": "!has(self.routes) || self.routes.all(r, !has(r.ttlFrom) || has(r.ttl) || (has(self.defaults) && has(self.defaults.ttl) && !has(r.maxTTL)))",
+        "message": "ttlFrom needs a ttl beside it, which applies to responses that state none: set one",
+    },
+    {
+        "rule": "!has(self.routes) || self.routes.all(r, !has(r.from) || size(r.from) == 0 || has(r.ttl) || (has(self.defaults) && has(self.defaults.ttl) && !has(r.maxTTL)))",
+        "message": "a route with from needs a ttl: a row does not declare how long it is fresh",
+    },
+    {
+        "rule": "!has(self.routes) || (has(self.defaults) && has(self.defaults.key) && has(self.defaults.key.body)) || self.routes.all(r, !has(r.match.methods) || !r.match.methods.exists(m, m == 'POST') || (has(r.pass) && r.pass) || (has(r.key) && has(r.key.body)))",
+        "message": "responses to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out of match.methods",
+    },
+    {
+        "rule": "!has(self.routes) || self.routes.all(r, (has(r.pass) && r.pass) || (has(r.forwardHeaders) ? r.forwardHeaders : has(self.defaults) && has(self.defaults.forwardHeaders) ? self.defaults.forwardHeaders : 'All') != 'Keyed' || (has(r.key) && has(r.key.host) ? r.key.host : has(self.defaults) && has(self.defaults.key) && has(self.defaults.key.host) ? self.defaults.key.host : 'Include') != 'Ignore')",
+        "message": "forwardHeaders: Keyed sends only what is in the key, and an application needs a Host: set key.host to Include, or forwardHeaders to All",
+    },
+    {
+        "rule": "!has(self.defaults) || !has(self.defaults.lastKnownGood) || (has(self.sources) && self.sources.exists(s, s.name == self.defaults.lastKnownGood.source && has(s.postgres)))",
+        "message": "defaults.lastKnownGood names no Postgres server of spec.sources: add it there, or write the name of one that is there",
+    },
+    {
         "rule": "!has(self.invalidation) || !has(self.invalidation.notifications) || (has(self.sources) && self.sources.exists(s, s.name == self.invalidation.notifications.source && has(s.postgres)))",
         "message": "invalidation.notifications names no Postgres server of spec.sources: add it there, or write the name of one that is there",
     },

@@ -41,7 +41,12 @@ impl Fixture {
 
 /// Returns a fixture for each rule.
 pub fn all() -> impl Iterator<Item = Fixture> {
-    FIXTURES.iter().map(|&(message, replaced, by, path)| Fixture { message, path, replaced, by })
+    FIXTURES.into_iter().flatten().map(|&(message, replaced, by, path)| Fixture {
+        message,
+        path,
+        replaced,
+        by,
+    })
 }
 
 /// A policy with a value at the border of a rule.
@@ -86,8 +91,9 @@ pub fn with_routes(count: usize) -> String {
              key: {{query: {{ignore: [\"utm_*\"]}}, headers: [accept-language], ignoreHeaders: [cookie]}}\n"
         )
     };
-    let (head, _) = VALID.split_once("  - name: user").expect("it has a route");
-    head.to_owned() + &(0..count).map(route).collect::<String>()
+    let (head, _) = VALID.split_once(FIELD).expect("it has routes");
+    let defaults = "  defaults: {grace: 5m, tagsFrom: {headers: [surrogate-key]}, bypass: {cookies: {session: \"*\"}}}\n";
+    [head, defaults, FIELD].concat() + &(0..count).map(route).collect::<String>()
 }
 
 /// Values of a field that both accept, that both refuse, and that only the API server accepts.

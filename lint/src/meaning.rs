@@ -50,15 +50,15 @@ pub(super) fn diagnostics(root: &Node, found: &[Diagnostic]) -> Vec<Diagnostic> 
     diagnostics
 }
 
-/// Returns what has no effect in a policy without errors: routes behind one that takes all of their requests.
+/// Returns what has no effect in a policy without errors: routes behind one that takes all of their requests, and defaults that no route
+/// takes.
 pub(super) fn warnings(root: &Node) -> Vec<Diagnostic> {
     let Some(spec) = root.get("spec") else { return vec![] };
     let spec = replaced(spec, "spec", &HashMap::new());
-    let Some(policy) = serde_json::from_value(spec).ok().and_then(|spec| Policy::compile(&spec).ok()) else {
-        return vec![];
-    };
+    let Ok(spec) = serde_json::from_value::<CacheSpec>(spec) else { return vec![] };
+    let Ok(policy) = Policy::compile(&spec) else { return vec![] };
     let hidden = policy.unreachable_routes().into_iter();
-    let warnings = hidden.map(|(route, earlier)| {
+    let hidden = hidden.map(|(route, earlier)| {
         let (path, first) = (item("spec.routes", route.index), item("spec.routes", earlier.index));
         let message = format!(
             "no request reaches route {:?}, because {:?} ({first}) is tried first and takes all of them: put it above \
@@ -67,7 +67,12 @@ pub(super) fn warnings(root: &Node) -> Vec<Diagnostic> {
         );
         diagnostic(root, &path, message)
     });
-    warnings.collect()
+    let untaken = spec.defaults_without_effect().into_iter().map(|field| {
+        let message =
+            "no route takes it: each has its own, passes, or has nothing that it applies to; take it out";
+        diagnostic(root, &member("spec.defaults", &field), message)
+    });
+    hidden.chain(untaken).collect()
 }
 
 fn diagnostic(root: &Node, path: &str, message: impl Into<String>) -> Diagnostic {

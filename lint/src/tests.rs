@@ -67,6 +67,42 @@ fn routes_that_no_request_reaches_are_named_in_warnings() {
 }
 
 #[test]
+fn defaults_that_no_route_takes_are_named_in_warnings() {
+    let defaults = "  defaults:\n    ttl: 1m\n    grace: 5m\n    key: {body: {maxSize: 1Ki}}\n  routes:\n";
+    let report = check(&GOOD.replace("  routes:\n", defaults), Environment::Alone);
+    assert_eq!(report.diagnostics, []);
+    let said: Vec<_> =
+        report.warnings.iter().map(|one| format!("{}:{}: {}", one.line, one.path, one.message)).collect();
+    let message =
+        "no route takes it: each has its own, passes, or has nothing that it applies to; take it out";
+    let expected =
+        [format!("11:spec.defaults.key.body: {message}"), format!("9:spec.defaults.ttl: {message}")];
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn errors_of_defaults_are_at_their_place() {
+    for (defaults, expected) in [
+        (
+            "ttl: 1d",
+            "8:19: spec.defaults.ttl: \"1d\" is not a duration: write 24h (there is no unit for days)",
+        ),
+        ("tttl: 1m", "8:14: spec.defaults.tttl: unknown field: did you mean ttl?"),
+        (
+            "key: {headers: [\"a b\"]}",
+            "8:30: spec.defaults.key.headers[0]: \"a b\" is not the name of a header",
+        ),
+        (
+            "lastKnownGood: {source: none}",
+            "8:38: spec.defaults.lastKnownGood.source: spec.sources has no \"none\"",
+        ),
+    ] {
+        let by = format!("  defaults: {{{defaults}}}\n  routes:\n");
+        assert_eq!(changed("  routes:\n", &by), [expected]);
+    }
+}
+
+#[test]
 fn a_thousand_routes_are_checked() {
     let report = check(&fixtures::with_routes(1000), Environment::Cluster);
     assert_eq!((report.diagnostics, report.warnings), (vec![], vec![]));

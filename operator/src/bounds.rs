@@ -124,9 +124,14 @@ impl Bounds {
     }
 
     fn times(&self, spec: &CacheSpec, found: &mut Vec<String>) {
-        for (index, route) in spec.routes.iter().enumerate() {
-            let at = format!("spec.routes[{index}]");
-            let statuses = route.statuses.iter().enumerate();
+        for (index, route) in spec.complete_routes().iter().enumerate() {
+            let mut add = |field: &str, of: &dyn Fn(&str) -> String| {
+                let message = of(&spec.written_at(index, field));
+                if !found.contains(&message) {
+                    found.push(message);
+                }
+            };
+            let statuses = route.statuses.iter().flatten().enumerate();
             let statuses = statuses.map(|(index, status)| (format!("statuses[{index}].ttl"), status.ttl));
             let ttls = [
                 ("ttl", route.ttl),
@@ -147,13 +152,15 @@ impl Bounds {
                 if let (Some(time), Some(bound)) = (time, bound)
                     && time > bound
                 {
-                    found.push(above(&format!("{at}.{field}"), &time.to_string(), name, &bound.to_string()));
+                    add(&field, &|at| above(at, &time.to_string(), name, &bound.to_string()));
                 }
             }
             if let (Some(_), Some(bound)) = (&route.ttl_from, self.max_ttl) {
-                found.push(format!(
-                    "{at}.ttlFrom lets a response state any TTL, which policies.maxTTL ({bound}) of the chart forbids: set ttl"
-                ));
+                add("ttlFrom", &|at| {
+                    format!(
+                        "{at} lets a response state any TTL, which policies.maxTTL ({bound}) of the chart forbids: set ttl"
+                    )
+                });
             }
         }
     }
@@ -262,6 +269,13 @@ mod tests {
             refuses(ttl(), route(fields), &[named, "policies.maxTTL (24h"]);
         }
         refuses(ttl(), route(json!({"ttl": "1h", "ttlFrom": {"header": "x-ttl"}})), &["ttlFrom", "24h"]);
+        let shared = |fields: Value| {
+            let route = |name: &str| json!({"name": name, "match": {"path": "/a"}});
+            json!({"defaults": fields, "routes": [route("a"), route("b")]})
+        };
+        refuses(ttl(), shared(json!({"ttl": "25h"})), &["spec.defaults.ttl (25h", "policies.maxTTL (24h"]);
+        let sourced = shared(json!({"ttl": "1h", "ttlFrom": {"header": "x-ttl"}}));
+        refuses(ttl(), sourced, &["spec.defaults.ttlFrom lets"]);
         let window = route(json!({"ttl": "1h", "staleIfError": "48h"}));
         assert_eq!(exceeded(ttl(), window.clone()), [""; 0]);
         refuses(json!({"maxStale": "24h"}), window, &["staleIfError", "policies.maxStale"]);

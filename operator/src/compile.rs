@@ -48,7 +48,6 @@ pub fn compile(
     bounds: &Bounds,
 ) -> Result<Compiled, String> {
     let mut spec = spec.clone();
-    bounds.cap(&mut spec);
     for header in identity {
         if !spec.identity_headers.contains(header) {
             spec.identity_headers.push(header.clone());
@@ -61,6 +60,9 @@ pub fn compile(
     }
     Policy::compile(&spec)
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
+    // Sidecars of an earlier version, which know no defaults, read complete routes as they are meant.
+    spec.complete();
+    bounds.cap(&mut spec);
     let compiled = write(owner, spec, &bounds.destinations);
     if compiled.yaml.len() > MAX_DOCUMENT {
         return Err(format!(
@@ -195,6 +197,26 @@ mod tests {
         assert_eq!(redis.secret_key_ref, None);
         assert!(!compiled.yaml.contains("secretKeyRef"), "{}", compiled.yaml);
         assert_eq!(secrets(&with_secrets()).len(), 2);
+    }
+
+    #[test]
+    fn document_has_complete_routes_for_sidecars_that_know_no_defaults() {
+        let with = |defaults: serde_json::Value| {
+            let routes = ["a", "b"].map(|name| json!({"name": name, "match": {"path": "/a"}}));
+            spec(json!({"defaults": defaults, "routes": routes})).cache
+        };
+        let bounds = Bounds::parse(r#"{"maxTTL": "1h"}"#).unwrap();
+        let compiled = compile(OWNER, &with(json!({"ttl": "1m", "grace": "5m"})), &[], &bounds).unwrap();
+        let document = Document::parse(&compiled.yaml).unwrap().spec;
+        assert_eq!(document.defaults, None);
+        for route in &document.routes {
+            assert!(
+                route.ttl.is_some() && route.max_ttl.is_none() && route.stale_if_error.is_some(),
+                "{route:?}"
+            );
+        }
+        let error = compile(OWNER, &with(json!({"ttl": "0s"})), &[], &bounds).unwrap_err();
+        assert_eq!(error, "spec.defaults.ttl: must be longer than 0s");
     }
 
     #[test]

@@ -51,8 +51,8 @@ mod tests {
     #[test]
     fn keyed_or_ignored_header_identifies_nobody() {
         let rules = KeyRules::new(Some(&KeySpec {
-            headers: vec!["Authorization".into()],
-            ignore_headers: vec!["Cookie".into()],
+            headers: Some(vec!["Authorization".into()]),
+            ignore_headers: Some(vec!["Cookie".into()]),
             ..KeySpec::default()
         }));
         assert_eq!(identity_header(&headers(&["authorization", "cookie"]), &rules), None);
@@ -75,7 +75,8 @@ mod tests {
 
     #[test]
     fn cookie_header_is_settled_by_keyed_cookies() {
-        let rules = KeyRules::new(Some(&KeySpec { cookies: vec!["lang".into()], ..KeySpec::default() }));
+        let rules =
+            KeyRules::new(Some(&KeySpec { cookies: Some(vec!["lang".into()]), ..KeySpec::default() }));
         assert_eq!(identity_header(&headers(&["cookie"]), &rules), None);
         assert!(is_settled("Cookie", &rules) && !is_settled("authorization", &rules));
     }

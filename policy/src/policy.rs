@@ -154,6 +154,7 @@ impl Policy {
             l2,
             application,
             sources,
+            defaults: _,
             routes,
             targeted_cache_control,
             identity_headers,
@@ -195,11 +196,10 @@ impl Policy {
             check.admin_prefix("spec.admin.pathPrefix", &admin.path_prefix);
         }
         check.unique("spec.routes", routes.iter().map(|route| &route.name));
-        let mut routes = routes
-            .iter()
-            .enumerate()
-            .map(|(index, route)| check.route(index, route, &sources))
-            .collect::<Vec<_>>();
+        let mut routes: Vec<_> = (0..)
+            .zip(spec.complete_routes())
+            .map(|(index, route)| check.written_route(index, &route, &sources, spec))
+            .collect();
         key_matched_queries(&mut routes);
         let identity = check.identity_headers("spec.identityHeaders", identity_headers);
         for route in &mut routes {

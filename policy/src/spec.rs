@@ -6,12 +6,14 @@
 //! what CEL cannot express.
 
 mod changes;
+mod defaults;
 mod invalidation;
 mod key;
 mod notifications;
 mod pass;
 mod requests;
 mod route;
+mod rules;
 mod source;
 mod tags;
 mod tiers;
@@ -22,9 +24,9 @@ use serde_json::{Value, json};
 
 use crate::Duration;
 
-pub(crate) use self::tags::NOT_TAGS;
 pub use self::{
     changes::{Changes, RowPurge, TableChanges},
+    defaults::RouteDefaults,
     invalidation::{Invalidation, OnPurgeFailure, OnWrite, PurgeSpec, UnseenWrites, WriteMatch},
     key::{KeyBody, KeyHost, KeyQuery, KeySpec, QueryOrder},
     notifications::Notifications,
@@ -37,6 +39,7 @@ pub use self::{
     tags::TagsFrom,
     tiers::{Eviction, L1, L2, Redis, Topology},
 };
+pub(crate) use self::{pass::says_of_stored_responses, tags::NOT_TAGS};
 
 /// The cache itself, without the pods that it is added to.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -63,6 +66,10 @@ pub struct CacheSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub sources: Vec<Source>,
+
+    /// Values of fields that routes leave out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defaults: Option<RouteDefaults>,
 
     /// Requests that are cached, at most 1,000 routes. The first route of the list that matches a request decides, whichever
     /// is more specific: list exceptions first and `/{*path}` last. A request that no route matches passes through.

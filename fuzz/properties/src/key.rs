@@ -29,10 +29,11 @@ pub fn check(data: &[u8]) {
 
 /// A route without rules, one with headers, and one that leaves out parts of the query.
 fn specs() -> [KeySpec; 3] {
-    let strings = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    let strings = |names: &[&str]| Some(names.iter().map(|&name| name.to_owned()).collect());
     let headers = strings(&["Accept-Language", "X-Tenant"]);
     let cookies = strings(&["lang"]);
-    let query = KeyQuery { ignore: strings(&["utm_*"]), order: QueryOrder::Sorted, ..KeyQuery::default() };
+    let query =
+        KeyQuery { ignore: strings(&["utm_*"]), order: Some(QueryOrder::Sorted), ..KeyQuery::default() };
     [
         KeySpec::default(),
         KeySpec { headers, cookies, ..KeySpec::default() },
@@ -122,8 +123,8 @@ impl Request {
             own_host: without_port(own.to_ascii_lowercase()),
             scheme: forwarded("x-forwarded-proto").unwrap_or_else(|| b"http".to_vec()),
             prefix: joined("x-forwarded-prefix"),
-            headers: spec.headers.iter().map(|name| joined(&name.to_ascii_lowercase())).collect(),
-            cookies: spec.cookies.iter().map(|name| self.cookies(name)).collect(),
+            headers: spec.headers.iter().flatten().map(|name| joined(&name.to_ascii_lowercase())).collect(),
+            cookies: spec.cookies.iter().flatten().map(|name| self.cookies(name)).collect(),
         }
     }
 

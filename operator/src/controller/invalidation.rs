@@ -196,7 +196,7 @@ impl Context {
         self.dependencies.policies.get(namespace, policy).is_some_and(|policy| {
             let Ok(policy) = &policy.0 else { return true };
             let cache = &policy.spec.cache;
-            cache.l2.is_some() || cache.routes.iter().any(|route| route.last_known_good.is_some())
+            cache.l2.is_some() || cache.complete_routes().iter().any(|route| route.last_known_good.is_some())
         })
     }
 

@@ -40,20 +40,22 @@ impl KeyRules {
         let Some(KeySpec { query, host, headers, ignore_headers, cookies, body: _ }) = spec else {
             return Self::default();
         };
-        let lower = |names: &[String]| names.iter().map(|name| name.to_ascii_lowercase()).collect();
+        let lower = |names: &Option<Vec<String>>| {
+            names.iter().flatten().map(|name| name.to_ascii_lowercase()).collect()
+        };
         let query = query.clone().unwrap_or_default();
         Self {
             headers: lower(headers),
             ignore_headers: lower(ignore_headers),
-            cookies: cookies.clone(),
+            cookies: cookies.clone().unwrap_or_default(),
             identity: IdentityHeaders::default(),
             hides_tailoring: false,
             bypass_headers: vec![],
-            any_host: (*host == KeyHost::Ignore).then(|| ANY_HOST.to_owned()),
-            allow_query: query.allow,
-            ignore_query: query.ignore,
+            any_host: (*host == Some(KeyHost::Ignore)).then(|| ANY_HOST.to_owned()),
+            allow_query: query.allow.unwrap_or_default(),
+            ignore_query: query.ignore.unwrap_or_default(),
             matched_query: vec![],
-            query_order: query.order,
+            query_order: query.order.unwrap_or_default(),
         }
     }
 

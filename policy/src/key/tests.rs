@@ -25,14 +25,14 @@ fn strings(names: &[&str]) -> Vec<String> {
 
 fn rules(ignore: &[&str], headers: &[&str]) -> KeyRules {
     KeyRules::new(Some(&KeySpec {
-        query: Some(KeyQuery { ignore: strings(ignore), ..KeyQuery::default() }),
-        headers: strings(headers),
+        query: Some(KeyQuery { ignore: Some(strings(ignore)), ..KeyQuery::default() }),
+        headers: Some(strings(headers)),
         ..KeySpec::default()
     }))
 }
 
 fn query_rules(allow: &[&str], order: QueryOrder) -> KeyRules {
-    let query = KeyQuery { allow: strings(allow), order, ..KeyQuery::default() };
+    let query = KeyQuery { allow: Some(strings(allow)), order: Some(order), ..KeyQuery::default() };
     KeyRules::new(Some(&KeySpec { query: Some(query), ..KeySpec::default() }))
 }
 
@@ -123,7 +123,7 @@ fn case_and_default_port_of_a_host_make_no_difference_and_are_not_sent() {
 
 #[test]
 fn ignored_hosts_share_a_key_that_no_host_has() {
-    let any = KeyRules::new(Some(&KeySpec { host: KeyHost::Ignore, ..KeySpec::default() }));
+    let any = KeyRules::new(Some(&KeySpec { host: Some(KeyHost::Ignore), ..KeySpec::default() }));
     let expected = key("/p?a=1", &[], &any);
     assert_eq!(expected.as_str(), "GET:http://*/p?a=1");
     for lines in [
@@ -257,7 +257,7 @@ fn sorted_query_is_forwarded_as_keyed() {
 #[test]
 fn body_and_cookies_are_keyed_on_request() {
     let hash = blake3::hash(b"{}");
-    let rules = KeyRules::new(Some(&KeySpec { cookies: strings(&["lang"]), ..KeySpec::default() }));
+    let rules = KeyRules::new(Some(&KeySpec { cookies: Some(strings(&["lang"])), ..KeySpec::default() }));
     let both = key_with("/p", &[("cookie", "lang=en")], Some(&hash), &rules);
     assert_eq!(both.as_str(), format!("GET:http:///p#cookie:lang=en&body:blake3={}", hash.to_hex()));
     let types = ["text/plain", "application/json"].map(|value| [("content-type", value)]);
@@ -331,8 +331,8 @@ fn parts() -> impl Strategy<Value = Parts> {
 impl Parts {
     fn rules() -> KeyRules {
         KeyRules::new(Some(&KeySpec {
-            headers: strings(&["accept-language"]),
-            cookies: strings(&["lang"]),
+            headers: Some(strings(&["accept-language"])),
+            cookies: Some(strings(&["lang"])),
             ..KeySpec::default()
         }))
     }

@@ -15,13 +15,13 @@ pub struct KeySpec {
     pub query: Option<KeyQuery>,
 
     /// Significance of the request's host. Default `Include`.
-    #[serde(default, skip_serializing_if = "KeyHost::is_include")]
-    #[schemars(extend("default" = "Include"))]
-    pub host: KeyHost,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "KeyHost")]
+    pub host: Option<KeyHost>,
 
     /// Request headers whose value is part of the key. A request with credentials in one of them is cached, for that
     /// value only.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(max = 16),
         inner(length(min = 1, max = 128)),
@@ -30,12 +30,12 @@ pub struct KeySpec {
             "list names of headers, such as Accept-Language",
         ))
     )]
-    pub headers: Vec<String>,
+    pub headers: Option<Vec<String>>,
 
     /// Request headers that identify a user (`Cookie`, `Authorization`, ...), or by which an application may tailor a
     /// response (`CF-IPCountry`, `HX-Request`, ...), but that do not change this route's responses. Requests with one of
     /// the former would pass through otherwise; the latter would be in the key.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(max = 16),
         inner(length(min = 1, max = 128)),
@@ -44,11 +44,11 @@ pub struct KeySpec {
             "list names of headers, such as Cookie",
         ))
     )]
-    pub ignore_headers: Vec<String>,
+    pub ignore_headers: Option<Vec<String>>,
 
     /// Cookies whose value is part of the key. A request with a `Cookie` header is then cached: with this list, the
     /// route declares that no other cookie changes its responses.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(max = 16),
         inner(length(min = 1, max = 128)),
@@ -57,7 +57,7 @@ pub struct KeySpec {
             "list names of cookies, such as language",
         ))
     )]
-    pub cookies: Vec<String>,
+    pub cookies: Option<Vec<String>>,
 
     /// Adds a hash of the request's body, `Content-Type` and `Content-Encoding` to the key, to cache responses to POST
     /// such as GraphQL's.
@@ -74,14 +74,9 @@ pub enum KeyHost {
     /// One stored response serves every host by which the pod is reached, such as `shop`, `shop.shop.svc.cluster.local` and the pod's
     /// address. `Host`, the host of an absolute target, `X-Forwarded-Host` and `host=` in `Forwarded` are not in the key. The
     /// application still receives those of the client whose request fills the cache: a response that has them in links or redirects is
-    /// served to everybody, and a client can choose them. Use it only where responses do not depend on the host.
+    /// served to everybody, and a client can choose them. Use it only where responses do not depend on the host. Keys have `*` in place
+    /// of the host, as in `GET:http://*/api/users/1`, or the route's `match.host`.
     Ignore,
-}
-
-impl KeyHost {
-    fn is_include(&self) -> bool {
-        *self == Self::Include
-    }
 }
 
 /// Query parameters that are part of the key.
@@ -105,20 +100,20 @@ pub struct KeyQuery {
     /// The only parameters in the key; a `*` at the end stands for the rest of a name, as in `filter_*`. Names that an
     /// application might read as one of these are included too, such as `PAGE` and `page[]` for `page`, and so are
     /// those that `bypass` examines. To leave out the whole query, set `ignore: ["*"]`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "set"))]
-    pub allow: Vec<String>,
+    pub allow: Option<Vec<String>>,
 
     /// Parameters to leave out of the key; a `*` at the end stands for the rest of a name, as in `utm_*`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32), inner(length(min = 1, max = 128)))]
-    pub ignore: Vec<String>,
+    pub ignore: Option<Vec<String>>,
 
     /// Significance of the order of parameters: `AsSent` distinguishes `?a=1&b=2` from `?b=2&a=1`, `Sorted` does not.
     /// Default `AsSent`.
-    #[serde(default, skip_serializing_if = "QueryOrder::is_as_sent")]
-    #[schemars(extend("default" = "AsSent"))]
-    pub order: QueryOrder,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "QueryOrder")]
+    pub order: Option<QueryOrder>,
 }
 
 /// Significance of the order of query parameters.
@@ -129,12 +124,6 @@ pub enum QueryOrder {
     AsSent,
     /// Order does not distinguish two queries, except among parameters of the same name.
     Sorted,
-}
-
-impl QueryOrder {
-    fn is_as_sent(&self) -> bool {
-        *self == Self::AsSent
-    }
 }
 
 /// The request body as a part of the key.

@@ -5,86 +5,13 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{FromSpec, KeySpec, TagsFrom, pass, rule};
+use super::{FromSpec, KeySpec, TagsFrom, rule, rules};
 use crate::{Duration, PathTemplate, StatusPattern};
 
 /// Requests that are cached in the same way.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [
-    {
-        "rule": "!has(self.tags) || self.tags.all(t, t.replace('{', '\\n{').split('\\n', 9).all(p, !p.contains('}') || !p.startsWith('{*') && (self.match.path.contains(p.substring(0, p.indexOf('}') + 1)) || self.match.path.endsWith('{*' + p.substring(1, p.indexOf('}') + 1)))))",
-        "message": "a tag may only use parameters that match.path has, such as {id}, and {path} for the value of {*path}",
-    },
-    {
-        "rule": "!(has(self.grace) && has(self.staleWhileRevalidate) && has(self.staleIfError))",
-        "message": "grace applies where staleWhileRevalidate or staleIfError is not set, and both are: take one of the three out",
-    },
-    {
-        "rule": pass::rule(),
-        "message": "pass: true stores nothing: take it out, or everything else but name and match",
-    },
-    {
-        "rule": "!(has(self.ttl) && has(self.maxTTL))",
-        "message": "ttl replaces the lifetime that a response declares and maxTTL limits it: set one of them",
-    },
-    {
-        "rule": "!has(self.ttl) || self.ttl.matches('[1-9]')",
-        "message": "ttl must be longer than 0s: to cache nothing, take the route out",
-    },
-    {
-        "rule": "!has(self.maxTTL) || self.maxTTL.matches('[1-9]')",
-        "message": "maxTTL must be longer than 0s: to cache nothing, take the route out",
-    },
-    {
-        "rule": "!has(self.l1TTL) || self.l1TTL.matches('[1-9]')",
-        "message": "l1TTL must be longer than 0s: leave it out, or write one such as 5s",
-    },
-    {
-        "rule": "!has(self.l2TTL) || self.l2TTL.matches('[1-9]')",
-        "message": "l2TTL must be longer than 0s: leave it out, or write one such as 10m",
-    },
-    {
-        "rule": "!has(self.collapseTimeout) || self.collapseTimeout.matches('[1-9]')",
-        "message": "collapseTimeout must be longer than 0s: leave it out, or write one such as 5s",
-    },
-    {
-        "rule": "!has(self.match.methods) || !self.match.methods.exists(m, m == 'POST') || (has(self.pass) && self.pass) || (has(self.key) && has(self.key.body))",
-        "message": "responses to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out of match.methods",
-    },
-    {
-        "rule": "!has(self.key) || !has(self.key.body) || (has(self.match.methods) && self.match.methods.exists(m, m == 'POST'))",
-        "message": "key.body is for POST: put POST into match.methods, or take key.body out",
-    },
-    {
-        "rule": "!has(self.key) || !has(self.key.host) || self.key.host != 'Ignore' || !has(self.forwardHeaders) || self.forwardHeaders != 'Keyed'",
-        "message": "forwardHeaders: Keyed sends only what is in the key, and an application needs a Host: set key.host to Include, or forwardHeaders to All",
-    },
-    {
-        "rule": "!has(self.ttlJitterPercent) || has(self.ttl)",
-        "message": "ttlJitterPercent shortens the ttl of the route: set one beside it",
-    },
-    {
-        "rule": "!has(self.ttlFrom) || has(self.ttl)",
-        "message": "ttlFrom needs a ttl beside it, which applies to responses that state none: set one",
-    },
-    {
-        "rule": "!has(self.notFoundTTL) || (has(self.from) && size(self.from) > 0)",
-        "message": "notFoundTTL applies when no source has a result: set from, or list 404 in statuses",
-    },
-    {
-        "rule": "!has(self.from) || size(self.from) < 2 || self.from.all(f, !has(f.application)) || (has(self.from[size(self.from) - 1].application) && self.from.filter(f, has(f.application)).size() == 1)",
-        "message": "the application is always the last origin: put application at the end of from, once",
-    },
-    {
-        "rule": "!has(self.from) || size(self.from) == 0 || has(self.ttl)",
-        "message": "a route with from needs a ttl: a row does not declare how long it is fresh",
-    },
-    {
-        "rule": "!has(self.from) || size(self.from) == 0 || !has(self.match.methods) || !self.match.methods.exists(m, m == 'POST')",
-        "message": "from selects responses by path and query only: take POST out of match.methods, or from out of the route",
-    },
-]))]
+#[schemars(extend("x-kubernetes-validations" = rules::of_routes()))]
 pub struct RouteSpec {
     /// Name of the route in metrics, logs and messages.
     #[schemars(length(min = 1, max = 63))]
@@ -113,9 +40,9 @@ pub struct RouteSpec {
 
     /// Statuses whose responses are stored. Default: 200 if the route has a `ttl`, otherwise those that RFC 9111
     /// allows.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["code"]))]
-    pub statuses: Vec<StatusSpec>,
+    pub statuses: Option<Vec<StatusSpec>>,
 
     /// Time after its expiry that a stale response is served at once while a new one is fetched in the background (RFC
     /// 5861). Replaces the response's own directive; `0s` disables it.
@@ -137,19 +64,19 @@ pub struct RouteSpec {
 
     /// Restrictions in response headers that are overridden, so that the response is stored regardless. Many frameworks
     /// send `no-store` by default; first make sure that yours does not mean it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 3), extend("x-kubernetes-list-type" = "set"))]
-    pub store_despite: Vec<Despite>,
+    pub store_despite: Option<Vec<Despite>>,
 
     /// Treatment of responses that set a cookie. Default `Refuse`.
-    #[serde(default, skip_serializing_if = "SetCookie::is_refuse")]
-    #[schemars(extend("default" = "Refuse"))]
-    pub set_cookie: SetCookie,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "SetCookie")]
+    pub set_cookie: Option<SetCookie>,
 
     /// Treatment of `Cache-Control` in requests, which lets a client force a miss. Default `Ignore`.
-    #[serde(default, skip_serializing_if = "ClientDirectives::is_ignore")]
-    #[schemars(extend("default" = "Ignore"))]
-    pub client_directives: ClientDirectives,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "ClientDirectives")]
+    pub client_directives: Option<ClientDirectives>,
 
     /// Requests that are neither looked up nor stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -159,12 +86,12 @@ pub struct RouteSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<KeySpec>,
 
-    /// Request headers that are forwarded to the application when its response may be stored. `Keyed` closes the set:
+    /// Request headers that are forwarded to the application when its response may be stored. Default `All`. `Keyed` closes the set:
     /// nothing outside the key can then change a response that others are served. Recommended wherever
     /// `key.ignoreHeaders` lists credentials.
-    #[serde(default, skip_serializing_if = "ForwardHeaders::is_all")]
-    #[schemars(extend("default" = "All"))]
-    pub forward_headers: ForwardHeaders,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "ForwardHeaders")]
+    pub forward_headers: Option<ForwardHeaders>,
 
     /// Names by which the route's stored responses can be purged; `{id}` stands for that parameter of the path, and `{path}`
     /// for the rest that `{*path}` matches.
@@ -208,9 +135,9 @@ pub struct RouteSpec {
     pub not_found_ttl: Option<Duration>,
 
     /// Refresh of popular responses before they expire. Default `Never`.
-    #[serde(default, skip_serializing_if = "EarlyRefresh::is_never")]
-    #[schemars(extend("default" = "Never"))]
-    pub early_refresh: EarlyRefresh,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "EarlyRefresh")]
+    pub early_refresh: Option<EarlyRefresh>,
 
     /// Persists the last good response in a Postgres table, where it outlives Redis, and serves it when everything else
     /// fails. Only complete responses with status 200 and without `Vary` are persisted.
@@ -233,8 +160,8 @@ pub struct RouteSpec {
     /// Wraps responses: `{"source": "l1", "data": ..., "cached_at": ..., "expires_in_seconds": ...}`. The source is
     /// `l1`, `l2`, `postgres`, `http` or `application`. Only a 200 in JSON without `Content-Encoding` is wrapped; it
     /// loses `ETag`, `Last-Modified` and `Accept-Ranges`.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub envelope: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub envelope: Option<bool>,
 }
 
 /// The part of a response that states how long it is fresh. Set exactly one member. A response that states 0 or a
@@ -270,12 +197,6 @@ pub enum EarlyRefresh {
     /// Refresh in the background, with a probability that rises as the response nears its expiry and with the time it
     /// took to produce (Vattani, Chierichetti and Lowenstein, Optimal Probabilistic Cache Stampede Prevention, 2015).
     XFetch,
-}
-
-impl EarlyRefresh {
-    fn is_never(&self) -> bool {
-        *self == Self::Never
-    }
 }
 
 /// Storage of the last good response in a Postgres table.
@@ -424,12 +345,6 @@ pub enum SetCookie {
     Store,
 }
 
-impl SetCookie {
-    fn is_refuse(&self) -> bool {
-        *self == Self::Refuse
-    }
-}
-
 /// Treatment of `Cache-Control` in requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ClientDirectives {
@@ -452,41 +367,30 @@ pub enum ForwardHeaders {
     Keyed,
 }
 
-impl ForwardHeaders {
-    fn is_all(&self) -> bool {
-        *self == Self::All
-    }
-}
-
-impl ClientDirectives {
-    fn is_ignore(&self) -> bool {
-        *self == Self::Ignore
-    }
-}
-
 /// Requests that are neither looked up nor stored. One matching condition is enough.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "(has(self.query) && size(self.query) > 0) || (has(self.headers) && size(self.headers) > 0) || (has(self.cookies) && size(self.cookies) > 0)",
+    "rule": "has(self.query) || has(self.headers) || has(self.cookies)",
     "message": "bypass needs a condition: set query, headers or cookies, such as query: {nocache: \"true\"}",
 }]))]
 pub struct Bypass {
     /// Query parameters, each with the value that bypasses the cache, such as `nocache: "true"`; `"*"` matches any
     /// value. A `*` at the end of a name stands for its rest, as in `preview_*`.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
-    pub query: BTreeMap<String, String>,
+    pub query: Option<BTreeMap<String, String>>,
 
-    /// Request headers, each with the value that bypasses the cache, such as `x-preview: "1"`; `"*"` matches any value.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    /// Request headers, each with the value that bypasses the cache, such as `x-preview: "1"`; `"*"` matches any value. Names match in any case,
+    /// and with `_` for `-`; values match in any case, quoted, and as a member of a list, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
-    pub headers: BTreeMap<String, String>,
+    pub headers: Option<BTreeMap<String, String>>,
 
     /// Cookies, each with the value that bypasses the cache, such as `session: "*"`; `"*"` matches any value. A `*` at the end of a name
     /// stands for its rest, as in `wordpress_logged_in_*`. A request
     /// with other cookies still passes through unless `key.cookies`, `key.headers` or `key.ignoreHeaders` covers them.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
-    pub cookies: BTreeMap<String, String>,
+    pub cookies: Option<BTreeMap<String, String>>,
 }

@@ -34,6 +34,37 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn routes_take_defaults_that_they_do_not_replace() {
+    let origin = Origin::start(|seen| async move {
+        reply(&[("set-cookie", "a=b"), ("cache-control", "max-age=5")], seen.number.to_string())
+    })
+    .await;
+    let policy = Policy::new(
+        r#"
+defaults: {ttl: 60s, setCookie: Strip, key: {query: {ignore: ["utm_*"]}}}
+routes:
+- {name: refusing, match: {path: "/refusing/{page}"}, setCookie: Refuse}
+- {name: passing, match: {path: "/passing/{page}"}, pass: true}
+- {name: told, match: {path: "/told/{page}"}, maxTTL: 1h, key: {headers: [x-a]}}
+- {name: page, match: {path: "/{page}"}}
+"#,
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    assert_eq!(sidecar.get("/a").await.body, "1");
+    let hit = sidecar.get("/a?utm_source=x").await;
+    assert_eq!((hit.body.as_str(), hit.hit()), ("1", Some("l1")));
+    assert!(hit.ttl().is_some_and(|ttl| ttl > 5), "{}", hit.cache_status());
+    assert_eq!(sidecar.get("/refusing/a").await.body, "2");
+    assert_eq!(sidecar.get("/refusing/a").await.hit(), None);
+    assert!(sidecar.get("/passing/a").await.cache_status().ends_with("detail=bypass-route"));
+    assert_eq!(sidecar.get("/told/a?utm_source=x").await.body, "5");
+    let told = sidecar.get("/told/a").await;
+    assert_eq!(told.body, "5");
+    assert!(told.ttl().is_some_and(|ttl| ttl <= 5), "{}", told.cache_status());
+    assert_eq!(sidecar.get_with("/told/a", &[("x-a", "1")]).await.body, "6");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn case_and_default_port_of_a_host_share_a_response_and_the_application_sees_one_spelling() {
     let origin = Origin::numbered(&[]).await;
     let (sidecar, _policy) = under(&origin, r#"{name: page, match: {path: "/{page}"}, ttl: 60s}"#).await;

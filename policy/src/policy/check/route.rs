@@ -6,7 +6,6 @@ use std::{
 };
 
 use http::{HeaderValue, Method, StatusCode};
-use serde_json::{Map, Value};
 
 use super::Check;
 use crate::{
@@ -15,14 +14,14 @@ use crate::{
     lifetimes::StoreDespite,
     names::could_be,
     policy::{
-        Source,
+        FieldError, Source,
         check::tiers::asked_query_parameters,
         hosts::HostPattern,
         route::{BypassRules, DEFAULT_COLLAPSE_TIMEOUT, Route},
     },
     spec::{
-        Bypass, CacheableMethod, ClientDirectives, Despite, EarlyRefresh, ForwardHeaders, KeyQuery, KeySpec,
-        RouteSpec, StatusSpec, TrailingSlash,
+        Bypass, CacheSpec, CacheableMethod, ClientDirectives, Despite, EarlyRefresh, ForwardHeaders,
+        KeyQuery, KeySpec, RouteSpec, StatusSpec, TrailingSlash, says_of_stored_responses,
     },
     statuses::is_about_one_request,
 };
@@ -34,12 +33,29 @@ const MAX_KEYED_BODY: ByteSize = ByteSize(1 << 20);
 const DEFAULT_RETRY_INTERVAL: time::Duration = time::Duration::from_secs(1);
 
 impl Check {
-    pub(in crate::policy) fn route(
+    /// Compiles a route that is filled in with the defaults. An error in what it takes from them is theirs, and named once.
+    pub(in crate::policy) fn written_route(
         &mut self,
         index: usize,
-        spec: &RouteSpec,
+        route: &RouteSpec,
         known_sources: &[(String, Source)],
+        spec: &CacheSpec,
     ) -> Route {
+        let mut errors = Self::default();
+        let compiled = errors.route(index, route, known_sources);
+        let at = format!("spec.routes[{index}].");
+        for FieldError { path, message } in errors.problems {
+            let path =
+                path.strip_prefix(&at).map_or_else(|| path.clone(), |field| spec.written_at(index, field));
+            let error = FieldError { path, message };
+            if !self.problems.contains(&error) {
+                self.problems.push(error);
+            }
+        }
+        compiled
+    }
+
+    fn route(&mut self, index: usize, spec: &RouteSpec, known_sources: &[(String, Source)]) -> Route {
         let at = format!("spec.routes[{index}]");
         let RouteSpec { name, matches, client_directives, bypass, key, tags, from, forward_headers, .. } =
             spec;
@@ -97,7 +113,7 @@ impl Check {
                 "from selects responses by path and query only: take POST out of match.methods, or from out of the route",
             );
         }
-        let forwards_keyed = *forward_headers == ForwardHeaders::Keyed;
+        let forwards_keyed = *forward_headers == Some(ForwardHeaders::Keyed);
         if forwards_keyed && rules.any_host.is_some() {
             self.refuse(
                 &format!("{at}.forwardHeaders"),
@@ -120,7 +136,7 @@ impl Check {
             lifetimes,
             key: rules,
             body_limit,
-            honor_request_directives: *client_directives == ClientDirectives::Honor,
+            honor_request_directives: *client_directives == Some(ClientDirectives::Honor),
             passes: spec.pass,
             bypass,
             forwards_keyed,
@@ -130,7 +146,7 @@ impl Check {
             asks_application,
             last_known_good: spec.last_known_good.as_ref().map(|known| known.source.clone()),
             collapse_timeout: spec.collapse_timeout.map_or(DEFAULT_COLLAPSE_TIMEOUT, |timeout| timeout.0),
-            envelope: spec.envelope,
+            envelope: spec.envelope == Some(true),
         }
     }
 
@@ -210,16 +226,16 @@ impl Check {
         Lifetimes {
             ttl: time(ttl),
             max_ttl: time(max_ttl),
-            statuses: self.statuses(&format!("{at}.statuses"), statuses),
+            statuses: self.statuses(&format!("{at}.statuses"), statuses.as_deref().unwrap_or_default()),
             stale_while_revalidate: time(&stale_while_revalidate.or(*grace)),
             stale_if_error: time(&stale_if_error),
-            store_despite: despite(store_despite),
-            set_cookie: *set_cookie,
+            store_despite: despite(store_despite.as_deref().unwrap_or_default()),
+            set_cookie: set_cookie.unwrap_or_default(),
             ttl_from: self.ttl_from(&format!("{at}.ttlFrom"), ttl_from.as_ref(), ttl.is_some()),
             jitter_percent: ttl_jitter_percent.unwrap_or(0),
             l1_ttl: time(l1_ttl),
             l2_ttl: time(l2_ttl),
-            early_refresh: *early_refresh == EarlyRefresh::XFetch,
+            early_refresh: *early_refresh == Some(EarlyRefresh::XFetch),
             retry_interval: time(retry_interval).unwrap_or(default_retry),
         }
     }
@@ -250,13 +266,13 @@ impl Check {
     fn key(&mut self, at: &str, key: Option<&KeySpec>, has_post: bool) -> Option<u64> {
         let default = KeySpec::default();
         let KeySpec { query, host: _, headers, ignore_headers, cookies, body } = key.unwrap_or(&default);
-        self.headers(&format!("{at}.key.headers"), headers);
-        self.headers(&format!("{at}.key.ignoreHeaders"), ignore_headers);
-        for (index, name) in cookies.iter().enumerate() {
+        self.headers(&format!("{at}.key.headers"), headers.as_deref().unwrap_or_default());
+        self.headers(&format!("{at}.key.ignoreHeaders"), ignore_headers.as_deref().unwrap_or_default());
+        for (index, name) in cookies.iter().flatten().enumerate() {
             self.cookie(&format!("{at}.key.cookies[{index}]"), name);
         }
         if let Some(KeyQuery { allow, ignore, order: _ }) = query {
-            if !allow.is_empty() && !ignore.is_empty() {
+            if allow.is_some() && ignore.is_some() {
                 self.refuse(
                     &format!("{at}.key.query"),
                     "allow and ignore exclude each other: set one of them",
@@ -267,7 +283,9 @@ impl Check {
                     pattern.is_empty()
                         || pattern.strip_suffix('*').unwrap_or(pattern).contains(['*', '&', '=', '#'])
                 };
-                for (index, pattern) in patterns.iter().enumerate().filter(|(_, pattern)| bad(pattern)) {
+                for (index, pattern) in
+                    patterns.iter().flatten().enumerate().filter(|(_, pattern)| bad(pattern))
+                {
                     self.refuse(
                         &format!("{at}.key.query.{field}[{index}]"),
                         format!("{pattern:?} is not the name of a parameter, or its start and a '*', such as utm_*"),
@@ -298,12 +316,7 @@ impl Check {
 
     /// Checks that nothing is said of stored responses where none are stored.
     fn pass(&mut self, at: &str, spec: &RouteSpec) {
-        // Whatever is not at its default is written.
-        let written = serde_json::to_value(spec).unwrap_or_default();
-        let says_more = |written: &Map<String, Value>| {
-            written.keys().any(|name| !["name", "match", "pass"].contains(&name.as_str()))
-        };
-        if spec.pass && written.as_object().is_none_or(says_more) {
+        if spec.pass && says_of_stored_responses(spec) {
             self.refuse(
                 &format!("{at}.pass"),
                 "stores nothing: take it out, or everything else but name and match",
@@ -313,16 +326,20 @@ impl Check {
 
     fn bypass(&mut self, at: &str, spec: Option<&Bypass>) -> BypassRules {
         let Some(Bypass { query, headers, cookies }) = spec else { return BypassRules::default() };
-        if query.is_empty() && headers.is_empty() && cookies.is_empty() {
+        if query.is_none() && headers.is_none() && cookies.is_none() {
             self.refuse(
                 at,
                 "bypass needs a condition: set query, headers or cookies, such as query: {nocache: \"true\"}",
             );
         }
-        self.named_values(&format!("{at}.headers"), headers);
-        cookies.keys().for_each(|name| self.cookie(&format!("{at}.cookies"), name));
-        let pairs = |map: &BTreeMap<String, String>| map.clone().into_iter().collect();
-        BypassRules { query: pairs(query), headers: pairs(headers), cookies: pairs(cookies) }
+        if let Some(headers) = headers {
+            self.named_values(&format!("{at}.headers"), headers);
+        }
+        cookies.iter().flat_map(BTreeMap::keys).for_each(|name| self.cookie(&format!("{at}.cookies"), name));
+        let pairs = |map: &Option<BTreeMap<String, String>>| map.clone().into_iter().flatten().collect();
+        let headers =
+            headers.iter().flatten().map(|(name, value)| (name.to_ascii_lowercase(), value.clone()));
+        BypassRules { query: pairs(query), headers: headers.collect(), cookies: pairs(cookies) }
     }
 
     /// Checks names of headers, and values that they can have.
