@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 
 use percent_encoding::percent_decode;
 
-use crate::path::decode_fully;
+use crate::{Fields, path::decode_fully};
 
 /// Returns true if an application might read `name` as one that `pattern` matches; a `*` at the pattern's end stands
 /// for any rest.
@@ -93,6 +93,16 @@ pub(crate) fn value_could_loosely_be(value: &[u8], wanted: &str) -> bool {
     let trimmed = decoded.trim_matches(is_filler);
     let wanted = wanted.replace('+', " ");
     is_odd(value) || trimmed.to_lowercase() == wanted.trim_matches(is_filler).to_lowercase()
+}
+
+/// Returns true if some application may take a field of a request for one of this name, in lower case, that has this value, alone or as a
+/// member of a list.
+pub(crate) fn could_have(fields: &(impl Fields + ?Sized), known: &str, wanted: &str) -> bool {
+    let mut lines = fields.lines().filter(|(name, _)| is_alike(name, known));
+    lines.any(|(_, value)| {
+        let mut members = value.split(|byte| *byte == b',');
+        value_could_loosely_be(value, wanted) || members.any(|member| value_could_loosely_be(member, wanted))
+    })
 }
 
 /// Splits a query into its pairs, at each `&`.

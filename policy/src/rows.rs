@@ -42,13 +42,13 @@ impl RowPurge {
         for (templates, is_prefix) in [(paths, false), (prefixes, true)] {
             for template in templates {
                 match Filled::of(template.as_str(), &value) {
-                    Filled::Text(path) if is_prefix && leads_out(literal_prefix(template), &path) => {
-                        purges.prefixes.push(literal_prefix(template).to_owned());
+                    Filled::Text(path) if leads_out(template.literal_folder(), &path) => {
+                        purges.prefixes.push(template.literal_folder().to_owned());
                     }
                     Filled::Text(path) if is_prefix => purges.prefixes.push(path),
                     Filled::Text(path) => purges.paths.push(path),
                     Filled::Nothing => {}
-                    Filled::Unknown => purges.prefixes.push(literal_prefix(template).to_owned()),
+                    Filled::Unknown => purges.prefixes.push(template.literal_folder().to_owned()),
                 }
             }
         }
@@ -85,11 +85,6 @@ impl Filled {
     }
 }
 
-/// Returns the part of a path before its first parameter.
-fn literal_prefix(template: &PathTemplate) -> &str {
-    template.as_str().split('{').next().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,11 +112,16 @@ mod tests {
     }
 
     #[test]
-    fn value_leads_out_of_no_prefix() {
+    fn value_leads_out_of_no_folder() {
         for value in ["..", ".", "%2e%2E", "../..", "a/..", "..;a", "..\\.."] {
-            let names = purge(r#"{prefixes: ["/teams/{team}"]}"#).names(|_| ColumnValue::Text(value));
-            assert_eq!(names, purges(&[], &[], &["/teams/"]), "{value}");
+            for list in ["prefixes", "paths"] {
+                let spec = format!(r#"{{{list}: ["/teams/{{team}}"]}}"#);
+                let names = purge(&spec).names(|_| ColumnValue::Text(value));
+                assert_eq!(names, purges(&[], &[], &["/teams/"]), "{list}, {value}");
+            }
         }
+        let names = purge(r#"{paths: ["/a/b", "/teams/{team}"]}"#).names(|_| ColumnValue::Text("a.b..c"));
+        assert_eq!(names, purges(&[], &["/a/b", "/teams/a.b..c"], &[]));
     }
 
     #[test]

@@ -311,15 +311,20 @@ impl JsonSchema for PathTemplate {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": "string",
-            "maxLength": 256,
-            "x-kubernetes-validations": [{
-                "rule": CEL_RULE,
-                "message": "start the path with '/', and let each segment be literal text or one {parameter}, such as /api/users/{id}; the last may be {*rest}, as in /static/{*path}",
-            }],
-        })
+        schema_of_path(
+            CEL_RULE,
+            "start the path with '/', and let each segment be literal text or one {parameter}, such as /api/users/{id}; the last may be {*rest}, as in /static/{*path}",
+        )
     }
+}
+
+/// Returns the schema of a path that a rule describes.
+fn schema_of_path(rule: &str, message: &str) -> Schema {
+    json_schema!({
+        "type": "string",
+        "maxLength": 256,
+        "x-kubernetes-validations": [{"rule": rule, "message": message}],
+    })
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! - No statement fails because of the trigger: a payload is shorter than Postgres allows, and names that would not fit become
 //!   "everything". So do those that can't be made, as of a column that was renamed later.
 //! - Names do not depend on the settings of the session that writes.
-//! - A value leads out of no prefix: what is below the literal part of the template is purged then.
+//! - A value leads out of no path or prefix: what is below the literal part of the template is purged then.
 //! - Rows before and after a change both count.
 
 use std::collections::BTreeSet;
@@ -105,8 +105,9 @@ impl Trigger {
         }
         let kinds = [("tags", tags), ("paths", paths), ("prefixes", prefixes)];
         let templates = kinds.into_iter().flat_map(|(kind, list)| list.iter().map(move |text| (kind, text)));
-        let values = templates.map(|(kind, text)| Ok(format!("    ('{kind}', {})", name_of(kind, text)?)));
-        let values = values.collect::<Result<Vec<_>, TriggerError>>()?.join(",\n");
+        let names = templates.map(|(kind, text)| names_of(kind, text)).collect::<Result<Vec<_>, _>>()?;
+        let values = names.iter().flatten().map(|(kind, name)| format!("    ('{kind}', {name})"));
+        let values = values.collect::<Vec<_>>().join(",\n");
         let all =
             literal(&format!("{{\"everything\": true{}}}", if *soft { ", \"soft\": true" } else { "" }));
         let channel_literal = literal(channel);
@@ -218,8 +219,8 @@ end
     )
 }
 
-/// Returns the expression of a name. It is NULL where nothing has that name.
-fn name_of(kind: &str, template: &str) -> Result<String, TriggerError> {
+/// Returns the expressions of the names that a template makes, each with its kind. One is NULL where nothing has that name.
+fn names_of<'a>(kind: &'a str, template: &str) -> Result<Vec<(&'a str, String)>, TriggerError> {
     let name = expression(template, |column| {
         let text = text_of(column);
         format!(
@@ -230,13 +231,16 @@ fn name_of(kind: &str, template: &str) -> Result<String, TriggerError> {
     })?;
     let before = template.split('{').next().unwrap_or_default();
     Ok(match kind {
-        "tags" => format!("nullif(btrim({name}), '')"),
-        "prefixes" if before != template => {
+        "tags" => vec![(kind, format!("nullif(btrim({name}), '')"))],
+        _ if before == template => vec![(kind, name)],
+        _ => {
             let within = literal(&before[..=before.rfind('/').unwrap_or_default()]);
-            let raw = expression(template, text_of)?;
-            format!("case when {raw} ~* E'{LEADS_OUT}' then {within} else {name} end")
+            let leads_out = format!("{} ~* E'{LEADS_OUT}'", expression(template, text_of)?);
+            vec![
+                (kind, format!("case when not {leads_out} then {name} end")),
+                ("prefixes", format!("case when {leads_out} then {within} end")),
+            ]
         }
-        _ => name,
     })
 }
 

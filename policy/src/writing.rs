@@ -14,7 +14,11 @@ use crate::{
     names::{folded, is_alike, name_of, pairs},
 };
 
-pub use self::{content::is_plain_json, placeholder::Placeholder, pointer::Pointer};
+pub use self::{
+    content::{is_json, is_plain_json},
+    placeholder::Placeholder,
+    pointer::Pointer,
+};
 pub(crate) use self::{
     expandable::{Expandable, Expanded},
     placeholder::no_parameter,
@@ -241,9 +245,8 @@ fn methods(value: &[u8]) -> Vec<Method> {
 
 fn may_have_method_in_body(fields: &(impl Fields + ?Sized)) -> bool {
     const FORMS: [&[u8]; 2] = [b"application/x-www-form-urlencoded", b"multipart/form-data"];
-    fields.values("content-type").map(content::media_type).any(|media_type| {
-        FORMS.iter().any(|form| media_type.eq_ignore_ascii_case(form)) || content::is_json(media_type)
-    })
+    let is_form = |value| FORMS.iter().any(|form| content::media_type(value).eq_ignore_ascii_case(form));
+    fields.values("content-type").any(|value| is_form(value) || is_json(value))
 }
 
 /// Returns the path of a target in a header field.

@@ -32,6 +32,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::graceful::{GracefulShutdown, Watcher},
 };
+use larder_policy::writing::is_json;
 use parking_lot::Mutex;
 use rustls::{
     RootCertStore, ServerConfig,
@@ -309,7 +310,7 @@ impl Reader {
     /// # Errors
     /// The status of the refusal.
     pub(super) async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Received, StatusCode> {
-        if !is_json(headers) {
+        if !headers.get(CONTENT_TYPE).is_some_and(|value| is_json(value.as_bytes())) {
             return Err(StatusCode::UNSUPPORTED_MEDIA_TYPE);
         }
         let length = headers.get(CONTENT_LENGTH).map(|length| length.to_str().ok()?.parse::<usize>().ok());
@@ -346,11 +347,6 @@ impl Reader {
         let permit = self.kibibytes.clone().try_acquire_many_owned(kibibytes);
         permit.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
     }
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    let text = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    text.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
 }
 
 #[cfg(test)]

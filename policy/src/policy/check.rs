@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, time};
 
 use http::{HeaderName, Method, header::CACHE_CONTROL};
 
-use super::{FieldError, OWN_TARGET, Policy, Route};
+use super::{FieldError, OWN_TARGET, Policy, Route, index::RouteIndex};
 use crate::{
     IdentityHeaders, PathTemplate,
     credentials::is_pattern,
@@ -91,7 +91,8 @@ impl Check {
     }
 
     /// Rejects a rule that treats a POST under a route's path as a write, although the route distinguishes it by its
-    /// body and so reads by it. A route that tells its POSTs by a header or a parameter leaves the others to the rule.
+    /// body and so reads by it. A route that tells its POSTs by a header or a parameter leaves the others to the rule, and one that
+    /// passes before it takes them from it.
     pub(super) fn no_reads(&mut self, path: &str, rule: &WriteMatch, routes: &[Route]) {
         let WriteMatch { path: template, methods } = rule;
         if !methods.is_empty() && !methods.iter().any(|method| method == Method::POST.as_str()) {
@@ -105,7 +106,15 @@ impl Check {
                     .paths()
                     .any(|path| path.overlaps(template) || route.ignores_case && path.may_overlap(template))
         };
-        for route in routes.iter().filter(reads) {
+        let passing = RouteIndex::of_paths(
+            routes.iter().filter(|route| route.passes_whatever_it_matches(&Method::POST)),
+        );
+        let passes_before = |route: &Route| {
+            let number = u32::try_from(route.index).unwrap_or(u32::MAX);
+            let mut paths = route.path.iter().chain([template]);
+            paths.any(|path| passing.first_wider(path, number, |_| true).is_some())
+        };
+        for route in routes.iter().filter(reads).filter(|route| !passes_before(route)) {
             let message = format!(
                 "a POST that route {:?} takes is a read, and this rule takes it for a write: \
                  list match.methods without POST, take POST out of the route, or tell its POSTs by match.headers or match.query",

@@ -8,7 +8,7 @@ use http::Method;
 use super::{RequestLine, Route, hosts::any_may_fit, index::RouteIndex};
 use crate::{
     Fields,
-    names::{could_be_or_is_odd, is_alike, name_of, value_could_loosely_be},
+    names::{could_be_or_is_odd, could_have, name_of, value_could_loosely_be},
 };
 
 /// Indexes the routes that pass by readings of paths; `None` if there are none.
@@ -19,17 +19,15 @@ pub(super) fn index(routes: &[Route]) -> Option<RouteIndex> {
 }
 
 impl Route {
+    /// Returns true if the route passes every request with this method whose path it has.
+    pub(super) fn passes_whatever_it_matches(&self, method: &Method) -> bool {
+        self.passes && self.has_method(method) && self.host.is_none() && !self.tells_by_fields()
+    }
+
     /// Returns true if some application may take a request for one of this route, provided that its path may be.
     pub(super) fn may_take(&self, line: &RequestLine<'_>, fields: &(impl Fields + ?Sized)) -> bool {
-        let in_header = |(name, wanted): &(String, String)| {
-            let known = name.to_ascii_lowercase();
-            let mut lines = fields.lines().filter(|(name, _)| is_alike(name, &known));
-            lines.any(|(_, value)| {
-                let mut members = value.split(|byte| *byte == b',');
-                value_could_loosely_be(value, wanted)
-                    || members.any(|member| value_could_loosely_be(member, wanted))
-            })
-        };
+        let in_header =
+            |(name, wanted): &(String, String)| could_have(fields, &name.to_ascii_lowercase(), wanted);
         let in_query = |(name, wanted): &(String, String)| {
             line.query.into_iter().flat_map(|query| query.split(['&', ';'])).any(|pair| {
                 let value = pair.split_once('=').map_or("", |(_, value)| value);

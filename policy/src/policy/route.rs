@@ -7,7 +7,7 @@ use http::Method;
 use crate::{
     Fields, Lifetimes, NormalPath, PathTemplate, PurgeName,
     key::{KeyRules, has_cookie},
-    names::{certainly_has, could_be, name_of, value_could_be},
+    names::{certainly_has, could_be, could_have, is_alike, name_of, value_could_be},
     policy::hosts::{HostPattern, NamedHosts},
     sql::BoundQuery,
     tags::TagsFrom,
@@ -112,6 +112,7 @@ pub struct HttpSource {
 #[derive(Clone, Debug, Default)]
 pub(super) struct BypassRules {
     pub(super) query: Vec<(String, String)>,
+    /// Names are in lower case.
     pub(super) headers: Vec<(String, String)>,
     pub(super) cookies: Vec<(String, String)>,
 }
@@ -280,13 +281,9 @@ impl Route {
                 could_be(name_of(pair).as_bytes(), name) && value_could_be(value.as_bytes(), wanted)
             })
         };
-        let in_headers = |(name, wanted): &(String, String)| {
-            fields.values(name).any(|line| {
-                let mut members = line.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
-                wanted == "*"
-                    || line == wanted.as_bytes()
-                    || members.any(|member| member == wanted.as_bytes())
-            })
+        let in_headers = |(name, wanted): &(String, String)| match wanted.as_str() {
+            "*" => fields.lines().any(|(known, _)| is_alike(known, name)),
+            wanted => could_have(fields, name, wanted),
         };
         if self.passes {
             Some(BypassBy::Route)

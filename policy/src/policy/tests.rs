@@ -67,7 +67,7 @@ fn the_first_route_that_matches_decides() {
 fn a_request_bypasses_by_name_and_value() {
     let text = SHOP.replace(
         "{query: {nocache: \"true\"}}",
-        "{query: {nocache: \"true\"}, headers: {X-Preview: \"1\"}, cookies: {session: \"*\", \"cart_*\": \"*\"}}",
+        "{query: {nocache: \"true\"}, headers: {X-Preview: \"1\", x-draft: \"On\", X-Any: \"*\"}, cookies: {session: \"*\", \"cart_*\": \"*\"}}",
     );
     let policy = Policy::compile(&spec(&text)).unwrap();
     let by = |query, name: &str, value: &str| {
@@ -76,7 +76,15 @@ fn a_request_bypasses_by_name_and_value() {
     assert_eq!(by(Some("a=b&nocache=true"), "accept", "*/*"), Some(BypassBy::Query));
     assert_eq!(by(Some("a=b;NoCache=t%72ue"), "accept", "*/*"), Some(BypassBy::Query));
     assert_eq!(by(None, "x-preview", "1"), Some(BypassBy::Header));
-    assert_eq!(by(None, "x-preview", "0, 1"), Some(BypassBy::Header));
+    for name in ["x-preview", "X-PREVIEW", "x_preview"] {
+        for value in ["0, 1", " 1 ", "\"1\"", "%31"] {
+            assert_eq!(by(None, name, value), Some(BypassBy::Header), "{name}: {value}");
+        }
+    }
+    for (value, by_it) in [("on", Some(BypassBy::Header)), ("ON", Some(BypassBy::Header)), ("only", None)] {
+        assert_eq!(by(None, "X-Draft", value), by_it, "{value}");
+    }
+    assert_eq!(by(None, "x_any", ""), Some(BypassBy::Header));
     assert_eq!(by(None, "Cookie", "a=b; session=x"), Some(BypassBy::Cookie));
     assert_eq!(by(None, "Cookie", "a=b; cart_7f=x"), Some(BypassBy::Cookie));
     assert_eq!(by(None, "Cookie", "car=b; my_cart_7f=x"), None);

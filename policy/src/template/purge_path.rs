@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
 /// The CEL rule by which the API server enforces the format.
@@ -87,11 +87,7 @@ impl JsonSchema for PurgePath {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": "string",
-            "maxLength": 256,
-            "x-kubernetes-validations": [{"rule": CEL_RULE, "message": MESSAGE}],
-        })
+        super::schema_of_path(CEL_RULE, MESSAGE)
     }
 }
 

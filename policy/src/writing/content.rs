@@ -31,7 +31,7 @@ fn is_json_in_utf8(content_type: &[u8]) -> bool {
         }
     };
     // With a ',' the line may be a list.
-    is_json(media_type(content_type))
+    is_json(content_type)
         && !content_type.contains(&b',')
         && content_type.split(|byte| *byte == b';').skip(1).map(<[u8]>::trim_ascii).all(is_plain)
 }
@@ -41,8 +41,9 @@ pub(super) fn media_type(content_type: &[u8]) -> &[u8] {
     content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii()
 }
 
-/// Returns true if a media type is one of JSON.
-pub(super) fn is_json(media_type: &[u8]) -> bool {
+/// Returns true if the media type in a value of Content-Type is one of JSON.
+pub fn is_json(content_type: &[u8]) -> bool {
+    let media_type = media_type(content_type);
     let ends = media_type.len().saturating_sub(b"+json".len());
     let is = |known: &&[u8]| media_type.eq_ignore_ascii_case(known);
     [&b"application/json"[..], b"text/json"].iter().any(is)

@@ -12,6 +12,7 @@ use http::{
 };
 use http_body::Body as _;
 use jiff::Timestamp;
+use larder_policy::writing::is_json;
 use serde_json::json;
 
 use super::{Life, Served};
@@ -43,7 +44,8 @@ impl Served {
     /// Wraps a 200 whose body is JSON; other responses stay as they are. An empty body becomes `null`.
     pub(super) fn wrapped(mut self: Box<Self>, method: &Method) -> Box<Self> {
         let (status, headers) = (self.response.status(), self.response.headers_mut());
-        if status != StatusCode::OK || !is_json(headers) || headers.contains_key(CONTENT_ENCODING) {
+        let is_json = headers.get(CONTENT_TYPE).is_some_and(|value| is_json(value.as_bytes()));
+        if status != StatusCode::OK || !is_json || headers.contains_key(CONTENT_ENCODING) {
             return self;
         }
         CONTENT_HEADERS.iter().for_each(|name| drop(headers.remove(name)));
@@ -71,13 +73,6 @@ impl Served {
         });
         self
     }
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    let value = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-    let essence =
-        value.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase();
-    essence == b"application/json" || essence.ends_with(b"+json")
 }
 
 /// Returns the tier's name in an envelope.

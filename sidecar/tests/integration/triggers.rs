@@ -115,20 +115,28 @@ async fn names_do_not_depend_on_settings_of_the_session_that_writes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn value_leads_out_of_no_prefix_and_an_empty_one_is_no_tag() {
+async fn value_leads_out_of_no_folder_and_an_empty_one_is_no_tag() {
     let shop = open(&trigger()).await;
     let mut writer = Writer::connect(&shop.url()).await;
     writer.run("create table odd (name text)").await;
-    writer.run(&of_odd(&["{name}"], &["/u/{name}", "/u/.{name}/x"]).sql().unwrap()).await;
+    let trigger =
+        Trigger { paths: vec!["/p/{name}".into()], ..of_odd(&["{name}"], &["/u/{name}", "/u/.{name}/x"]) };
+    writer.run(&trigger.sql().unwrap()).await;
     for value in ["..", "../..", "a/..", "%2e%2E", "%252e.", "..;a", "..\\.."] {
         let names = writer.names(&format!("insert into odd values ('{value}')")).await;
-        assert!(names.contains(&"prefixes /u/".to_owned()), "{value}: {names:?}");
+        for name in ["prefixes /u/", "prefixes /p/"] {
+            assert!(names.iter().any(|known| known == name), "{value}: {names:?}");
+        }
+        assert!(!names.iter().any(|name| name.starts_with("paths ")), "{value}: {names:?}");
     }
-    assert_eq!(writer.names("insert into odd values ('.')").await, ["prefixes /u/", "tags ."]);
-    assert_eq!(writer.names("insert into odd values ('')").await, ["prefixes /u/"]);
+    assert_eq!(
+        writer.names("insert into odd values ('.')").await,
+        ["prefixes /p/", "prefixes /u/", "tags ."]
+    );
+    assert_eq!(writer.names("insert into odd values ('')").await, ["paths /p/", "prefixes /u/"]);
     assert_eq!(
         writer.names("insert into odd values ('a.b..c')").await,
-        ["prefixes /u/.a.b..c/x", "prefixes /u/a.b..c", "tags a.b..c"]
+        ["paths /p/a.b..c", "prefixes /u/.a.b..c/x", "prefixes /u/a.b..c", "tags a.b..c"]
     );
 }
 

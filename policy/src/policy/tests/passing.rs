@@ -16,6 +16,37 @@ fn passes(policy: &Policy, line: &RequestLine<'_>, fields: &[(&str, &str)]) -> b
 }
 
 #[test]
+fn write_that_passes_before_a_route_that_reads_by_post_is_no_read() {
+    let errors = |first: &str, write: &str| {
+        let text = format!(
+            r#"
+routes:
+- {{name: first, {first}}}
+- {{name: search, match: {{path: "/rpc/{{*what}}", methods: [POST]}}, key: {{body: {{}}}}}}
+- {{name: last, match: {{path: "/{{*path}}"}}, pass: true}}
+invalidation:
+  onWrite: [{{match: {{path: {write:?}}}, purge: {{everything: true}}}}]
+"#
+        );
+        Policy::compile(&spec(&text)).err().map_or(0, |errors| errors.len())
+    };
+    for path in ["/rpc/login", "/rpc/{name}", "/{*path}", "/{a}/{b}"] {
+        assert_eq!(errors(&format!("match: {{path: {path:?}}}, pass: true"), "/rpc/login"), 0, "{path}");
+    }
+    for first in [
+        "match: {path: /rpc/logout}, pass: true",
+        "match: {path: /rpc/login, methods: [GET]}, pass: true",
+        "match: {path: /rpc/login, host: a}, pass: true",
+        "match: {path: /rpc/login, query: {a: b}}, pass: true",
+        "match: {path: /rpc/login, headers: {a: b}}, pass: true",
+        "match: {path: /rpc/login}",
+    ] {
+        assert_eq!(errors(first, "/rpc/login"), 1, "{first}");
+    }
+    assert_eq!(errors("match: {path: /rpc/login}, pass: true", "/rpc/{name}"), 1, "others are reads");
+}
+
+#[test]
 fn every_spelling_of_a_path_that_passes_passes() {
     let policy = policy("{path: \"/admin/{*path}\"}");
     for path in [
