@@ -59,7 +59,7 @@ use exchange::InExchange;
 pub use exchange::{Exchange, Part};
 pub use framing::BodyKind;
 use framing::Framing;
-pub use handoff::{Handoff, ReleasingBody, write_fields, write_interim};
+pub use handoff::{Handoff, ReleasingBody, fields_of_interim, write_fields, write_interim};
 #[cfg(test)]
 pub(crate) use head::with_valid_head;
 pub use head::{Head, Lines};

@@ -8,6 +8,7 @@
 //! - hyper sees no frame of a stream that the guard responded to, as long as it has seen no later stream. To hyper,
 //!   the stream is one that the client skipped, and therefore closed (RFC 9113, section 5.1.1).
 //! - Frames of the guard stand between frames of hyper, and never in a header block.
+//! - Interim responses to hyper's requests stand before hyper's final ones ([`interim`]).
 //! - Both directions of header compression stay in step: the guard owns the client's dynamic table and hands its
 //!   header lists to hyper without one; hyper and the guard respond without one.
 //! - The guard sends no more than the client granted, and hyper is never starved ([`window`]).
@@ -36,6 +37,7 @@ mod frame;
 mod headers;
 mod hpack;
 mod hyper_io;
+mod interim;
 mod list;
 mod outgoing;
 mod settings;
@@ -46,12 +48,13 @@ mod window;
 pub use frame::ErrorCode;
 use frame::{
     ACK, CONTINUATION, DATA, FrameHead, GOAWAY, HEAD, HEADERS, MAX_31, MAX_PAYLOAD, PUSH_PROMISE, RST_STREAM,
-    SETTINGS, WINDOW_UPDATE, append_goaway, u32_at,
+    SETTINGS, WINDOW_UPDATE, append_block, append_goaway, u32_at,
 };
 use hpack::Decoder;
 #[cfg(test)]
 pub(crate) use hpack::fields_of;
 pub use hpack::{field, status};
+pub use interim::{InterimStream, Interims};
 use list::HeaderList;
 #[cfg(test)]
 pub(crate) use list::with_plain_request;
@@ -98,6 +101,8 @@ pub struct Shared {
     pub in_progress: Arc<InProgress>,
     /// Set by every request.
     pub is_used: Arc<AtomicBool>,
+    /// Interim responses to the requests that hyper has.
+    pub interims: Arc<Interims>,
 }
 
 /// An HTTP/2 connection, as hyper sees it.
@@ -228,6 +233,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, R: Http2Responder + Unpin> Http2Guard<I
             DATA if is_answered => Err(ErrorCode::StreamClosed),
             RST_STREAM if is_answered => Ok(self.skip_known(head, |payload| payload.len() == 4)),
             WINDOW_UPDATE if is_answered => Ok(self.skip_known(head, is_window_update)),
+            RST_STREAM => {
+                self.shared.interims.forget(head.stream);
+                Ok(self.pass(head))
+            }
             WINDOW_UPDATE if head.stream == 0 => self.next_window_update(head),
             GOAWAY => {
                 self.answers = false;
@@ -298,6 +307,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, R: Http2Responder + Unpin> Http2Guard<I
     /// Returns true if so much waits to be written that nothing more is sent from memory.
     fn is_full(&self) -> bool {
         self.output.len() - self.written >= MAX_BATCH
+    }
+
+    /// Puts interim responses behind what waits to be written.
+    fn take_interims(&mut self) {
+        for mut interim in self.shared.interims.take() {
+            if mem::take(&mut self.settings.must_empty_table) {
+                interim.block.insert(0, hpack::EMPTY_TABLE);
+            }
+            append_block(&mut self.output, 0, interim.stream, &interim.block);
+        }
     }
 
     /// Writes `output`; waits for hyper in the middle of a frame.

@@ -24,6 +24,7 @@ use crate::{
     head_room::{self, AtClient},
     headers,
     http1_guard::{Handoff, RawTarget},
+    http2_guard::InterimStream,
     peers::Peers,
     problem::Problem,
     purge::{Purging, requests},
@@ -105,6 +106,8 @@ pub struct Client {
     pub address: IpAddr,
     /// Handoff of an HTTP/1 connection.
     pub handoff: Option<Arc<Handoff>>,
+    /// Stream of an HTTP/2 connection, for interim responses.
+    pub stream: Option<InterimStream>,
     /// Work of the request. Whatever goes on without the client has a clone.
     pub work: Option<Work>,
 }
@@ -112,12 +115,37 @@ pub struct Client {
 impl Client {
     /// Sends a 100 if the client waits for one, because its body is about to be read.
     fn go_on(&self, headers: &mut HeaderMap) {
-        if let Some(handoff) = &self.handoff
-            && headers::expects_to_go_on(headers)
-        {
+        if self.takes_interim() && headers::expects_to_go_on(headers) {
             headers.remove(EXPECT);
-            handoff.go_on();
+            self.send_go_on();
         }
+    }
+
+    fn takes_interim(&self) -> bool {
+        self.handoff.is_some() || self.stream.is_some()
+    }
+
+    /// Sends a 100, once.
+    fn send_go_on(&self) {
+        match (&self.handoff, &self.stream) {
+            (Some(handoff), _) => handoff.go_on(),
+            (None, Some(stream)) => stream.go_on(),
+            (None, None) => {}
+        }
+    }
+
+    /// Sends an interim response (RFC 9110, section 15.2) ahead of the final one.
+    fn send_interim(&self, status: StatusCode, headers: &HeaderMap) {
+        match (&self.handoff, &self.stream) {
+            (Some(handoff), _) => handoff.send_interim(status, headers),
+            (None, Some(stream)) => stream.send(status, headers),
+            (None, None) => {}
+        }
+    }
+
+    /// Forgets the way to the client: nothing is sent but the final response.
+    fn forget_way(&mut self) {
+        (self.handoff, self.stream) = (None, None);
     }
 }
 

@@ -31,6 +31,7 @@ mod integration {
     mod heads;
     mod http2;
     mod http2_hits;
+    mod http2_interim;
     mod http_source;
     mod identities;
     mod interim;

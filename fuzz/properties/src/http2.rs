@@ -15,7 +15,7 @@ use http::Request;
 use larder_policy::Fields;
 use larder_sidecar::{
     budget::{Budget, Kind},
-    http2_guard::{ErrorCode, Http2Guard, Http2Responder, MAX_LIST, PlainRequest, Shared, status},
+    http2_guard::{ErrorCode, Http2Guard, Http2Responder, Interims, MAX_LIST, PlainRequest, Shared, status},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -36,7 +36,7 @@ const MAX_TURNS: usize = 1000;
 pub fn check(data: &[u8]) {
     let input = [PREFACE, data].concat();
     // Byte by byte, because a server that finds an error forgets the requests that it has not looked at.
-    let direct = served(Wire::new(&input, 1, &Cell::default()), input.len());
+    let direct = served(Wire::new(&input, 1, &Cell::default()), input.len(), false);
     let whole = guarded(&input, input.len());
     whole.check_against(&direct);
     for piece in [1, 2 + data.len() / 16] {
@@ -166,12 +166,13 @@ impl Http2Responder for Responder<'_> {
 fn guarded(input: &[u8], piece: usize) -> Guarded {
     let budget = Arc::<Budget>::default();
     let place = Arc::new(budget.connections.admit().expect("the first connection"));
-    let shared = Shared { place, in_progress: Arc::default(), is_used: Arc::default() };
+    let interims = Arc::default();
+    let shared = Shared { place, in_progress: Arc::default(), is_used: Arc::default(), interims };
     let (beginning, rest) = input.split_at(piece.min(input.len()));
     let (by_guard, has_left) = (RefCell::default(), Cell::default());
     let wire = Wire::new(rest, piece, &has_left);
     let mut guard = Http2Guard::new(wire, beginning, Responder(&by_guard), &budget, shared);
-    let by_server = served(&mut guard, input.len());
+    let by_server = served(&mut guard, input.len(), true);
     let rejection = guard.failure();
     assert!(rejection.is_none() || by_server.failure.is_some(), "the server is told");
     drop(guard);
@@ -180,7 +181,7 @@ fn guarded(input: &[u8], piece: usize) -> Guarded {
 }
 
 /// Serves a connection with so many bytes until its end.
-fn served(stream: impl AsyncRead + AsyncWrite + Unpin, length: usize) -> Served {
+fn served(stream: impl AsyncRead + AsyncWrite + Unpin, length: usize, is_guarded: bool) -> Served {
     // Protections against floods count what the guard keeps from the server.
     let handshake = server::Builder::new()
         .max_header_list_size(u32::try_from(MAX_LIST).expect("a small limit"))
@@ -200,9 +201,13 @@ fn served(stream: impl AsyncRead + AsyncWrite + Unpin, length: usize) -> Served 
     let mut held = vec![];
     loop {
         match turns.find_map(|_| ready(connection.poll_accept(&mut context))) {
-            Some(Some(Ok((request, respond)))) => {
+            Some(Some(Ok((mut request, respond)))) => {
+                // The guard's own field.
+                let told = Arc::<Interims>::default().stream_of(&mut request);
+                let stream = respond.stream_id().as_u32();
+                assert!(told.is_none_or(|told| told.number() == stream || !is_guarded), "stream {stream}");
                 let seen = Seen::of_server(&request, !request.body().is_end_stream());
-                served.requests.push((respond.stream_id().as_u32(), seen));
+                served.requests.push((stream, seen));
                 held.push((request, respond));
             }
             Some(Some(Err(error))) => return Served { failure: Some(error), ..served },

@@ -121,7 +121,7 @@ impl Handoff {
 
     /// Sends an interim response (RFC 9110, section 15.2) ahead of the current response.
     pub fn send_interim(&self, status: StatusCode, headers: &HeaderMap) {
-        write_interim(&mut self.interim.lock(), status, headers.clone());
+        write_interim(&mut self.interim.lock(), status, headers);
         self.has_interim.store(true, Ordering::Release);
         self.waker.wake();
     }
@@ -146,15 +146,21 @@ impl Handoff {
     }
 }
 
-/// Writes an interim response (RFC 9110, section 15.2) without hop-by-hop fields, without `Content-Length`, which it must not have
-/// (section 8.6), and without `Larder-Purge`, which counts in final responses alone.
-pub fn write_interim(output: &mut Vec<u8>, status: StatusCode, mut headers: HeaderMap) {
+/// Writes an interim response (RFC 9110, section 15.2).
+pub fn write_interim(output: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap) {
+    output.extend_from_slice(format!("HTTP/1.1 {status}\r\n").as_bytes());
+    write_fields(output, &fields_of_interim(headers));
+    output.extend_from_slice(b"\r\n");
+}
+
+/// Returns the fields of an interim response that are passed on: without hop-by-hop fields, without `Content-Length`, which it must not
+/// have (RFC 9110, section 8.6), and without `Larder-Purge`, which counts in final responses alone.
+pub fn fields_of_interim(headers: &HeaderMap) -> HeaderMap {
+    let mut headers = headers.clone();
     remove_hop_by_hop(&mut headers);
     headers.remove(CONTENT_LENGTH);
     headers.remove(&LARDER_PURGE);
-    output.extend_from_slice(format!("HTTP/1.1 {status}\r\n").as_bytes());
-    write_fields(output, &headers);
-    output.extend_from_slice(b"\r\n");
+    headers
 }
 
 /// Writes header fields, each on a line.

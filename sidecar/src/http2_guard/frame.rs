@@ -79,6 +79,21 @@ impl FrameHead {
     }
 }
 
+/// Appends the frames of a header block, of which the first has `flags` besides.
+pub(super) fn append_block(output: &mut Vec<u8>, flags: u8, stream: u32, block: &[u8]) {
+    let mut pieces = block.chunks(MAX_PAYLOAD).peekable();
+    let (mut kind, mut flags) = (HEADERS, flags);
+    loop {
+        let piece = pieces.next().unwrap_or_default();
+        if pieces.peek().is_none() {
+            FrameHead::append(output, kind, flags | END_HEADERS, stream, piece);
+            return;
+        }
+        FrameHead::append(output, kind, flags, stream, piece);
+        (kind, flags) = (CONTINUATION, 0);
+    }
+}
+
 /// Reads an integer of 32 bits at a position of a payload.
 pub(super) fn u32_at(payload: &[u8], position: usize) -> Option<u32> {
     payload.get(position..)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))

@@ -3,15 +3,17 @@
 use std::ops::Range;
 
 use bytes::{Buf, BytesMut};
+use larder_policy::digest;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
     ErrorCode, Http2Guard, Http2Responder, MAX_BODY, MAX_KEPT_BYTES, Next,
     frame::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, FrameHead, HEAD, HEADERS, MAX_31, MAX_PAYLOAD, PADDED,
-        PRIORITY, u32_at,
+        PRIORITY, append_block, u32_at,
     },
     hpack::{self, HpackError},
+    interim::STREAM_FIELD,
 };
 
 /// Maximum number of frames that continue a header block without ending it, as hyper limits it.
@@ -87,7 +89,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, R: Http2Responder + Unpin> Http2Guard<I
         let is_plain = is_new && head.has(END_STREAM) && depends_on != Some(head.stream);
         if !(is_plain && self.answers && self.respond(head.stream)) {
             self.last_of_hyper = self.last_of_hyper.max(head.stream);
-            self.give_headers(head, priority);
+            self.give_headers(head, priority, is_new);
         }
         self.input.advance(end);
         self.list.clear();
@@ -156,8 +158,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, R: Http2Responder + Unpin> Http2Guard<I
         true
     }
 
-    /// Gives the header block in `list` to hyper, with the priority at the beginning of the client's frame.
-    fn give_headers(&mut self, head: FrameHead, priority: Range<usize>) {
+    /// Gives the header block in `list` to hyper, with the priority at the beginning of the client's frame, and with the stream if a
+    /// request begins and there is room for it.
+    fn give_headers(&mut self, head: FrameHead, priority: Range<usize>, is_new: bool) {
         self.block.clear();
         let priority = HEAD + priority.start..HEAD + priority.end;
         self.block.extend_from_slice(&self.input[priority]);
@@ -166,17 +169,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, R: Http2Responder + Unpin> Http2Guard<I
             // hyper does not apply its limit yet, but rejects this.
             hpack::field(&mut self.block, b"connection", b"close");
         }
-        let kept = head.flags & (END_STREAM | PRIORITY);
-        let mut pieces = self.block.chunks(MAX_PAYLOAD).peekable();
-        let (mut kind, mut flags) = (HEADERS, kept);
-        loop {
-            let piece = pieces.next().unwrap_or_default();
-            if pieces.peek().is_none() {
-                FrameHead::append(&mut self.for_hyper, kind, flags | END_HEADERS, head.stream, piece);
-                return;
-            }
-            FrameHead::append(&mut self.for_hyper, kind, flags, head.stream, piece);
-            (kind, flags) = (CONTINUATION, 0);
+        let stream = digest::hex::<4, 8>(&head.stream.to_be_bytes());
+        if is_new && self.list.has_room_for(STREAM_FIELD.as_bytes(), &stream) {
+            hpack::field(&mut self.block, STREAM_FIELD.as_bytes(), &stream);
         }
+        append_block(&mut self.for_hyper, head.flags & (END_STREAM | PRIORITY), head.stream, &self.block);
     }
 }

@@ -35,6 +35,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, R: Http2Responder + Unpin> Http2Guard<I
 
     fn poll_frames(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
+        if self.last_of_hyper > 0 {
+            self.shared.interims.wake_for_interim(context.waker());
+            self.take_interims();
+        }
         loop {
             self.give(buffer);
             let has_given = buffer.filled().len() > before;
@@ -117,6 +121,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, R: Http2Responder + Unpin> AsyncRead fo
 impl<IO: AsyncRead + AsyncWrite + Unpin, R: Http2Responder + Unpin> AsyncWrite for Http2Guard<IO, R> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        // Those to a response that is among these bytes were sent before it was made.
+        this.take_interims();
         if this.outgoing.is_between_frames() {
             ready!(this.poll_write_own(context))?;
         }
@@ -140,6 +146,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, R: Http2Responder + Unpin> AsyncWrite f
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.take_interims();
         if this.outgoing.is_between_frames() {
             ready!(this.poll_write_own(context))?;
         }

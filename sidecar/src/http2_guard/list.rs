@@ -2,7 +2,10 @@
 
 use larder_policy::Fields;
 
-use super::hpack::{self, HpackError};
+use super::{
+    hpack::{self, HpackError},
+    interim::STREAM_FIELD,
+};
 use crate::http1_guard::{MAX_LINES, MAX_TARGET, in_host};
 
 /// Maximum size of a header list (RFC 9113, section 6.5.2), as over HTTP/1, and the size above which it is not decoded
@@ -23,6 +26,8 @@ enum Kind {
     Authority,
     Path,
     Cookie,
+    /// The guard's own field, which is taken out.
+    Stream,
     Other,
 }
 
@@ -42,6 +47,7 @@ impl Trait {
             b":authority" => (Kind::Authority, is_plain_host(value)),
             b":path" => (Kind::Path, is_plain_target(value)),
             b"cookie" => (Kind::Cookie, is_plain_value(value)),
+            name if name == STREAM_FIELD.as_bytes() => (Kind::Stream, true),
             _ => (Kind::Other, is_plain_name(name) && is_plain_value(value)),
         };
         Self { kind, is_plain }
@@ -143,6 +149,11 @@ impl HeaderList {
         self.size >= MAX_LIST
     }
 
+    /// Returns true if one more field makes it no larger than allowed.
+    pub(super) fn has_room_for(&self, name: &[u8], value: &[u8]) -> bool {
+        self.size + name.len() + value.len() + OVERHEAD < MAX_LIST
+    }
+
     /// Adds a field. The one that exceeds the limit is replaced by one that just reaches it.
     pub(super) fn push(
         &mut self,
@@ -163,6 +174,9 @@ impl HeaderList {
             self.keep(b"x", &filler, Kind::Other, false);
             return if self.size > MAX_ABUSE { Err(HpackError::TooLarge) } else { Ok(()) };
         }
+        if kind == Kind::Stream {
+            return Ok(());
+        }
         let nth = self.fields.len();
         self.keep(name, value, kind, is_sensitive);
         self.is_doubtful |= !is_plain;
@@ -174,7 +188,7 @@ impl HeaderList {
             }
             Kind::Path => self.path = nth,
             Kind::Authority => self.authority = nth,
-            Kind::Method | Kind::Scheme => {}
+            Kind::Method | Kind::Scheme | Kind::Stream => {}
         }
         // Pseudo-header fields come first, each once (RFC 9113, section 8.3).
         self.is_doubtful |= nth != self.pseudo || self.fields[..nth].iter().any(|field| field.kind == kind);

@@ -145,7 +145,7 @@ async fn respond(
         return Ok(Problem::Overloaded.response().map(|body| handoff.releasing(Either::Left(body))));
     };
     let (handoff_of_client, work_of_client) = (Some(Arc::clone(&handoff)), Some(work.clone()));
-    let client = Client { address: client, handoff: handoff_of_client, work: work_of_client };
+    let client = Client { address: client, handoff: handoff_of_client, stream: None, work: work_of_client };
     let mut response = proxy.handle(request, client).await;
     if expects && !handoff.has_told_to_go_on() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // Only the client knows whether it sends its body all the same (RFC 9110, section 10.1.1).

@@ -28,7 +28,7 @@ use crate::{
     head_room,
     held::Held,
     http1_guard::{RequestError, check_http2},
-    http2_guard::{ErrorCode, Http2Guard, MAX_LIST, Shared},
+    http2_guard::{ErrorCode, Http2Guard, InterimStream, Interims, MAX_LIST, Shared},
     in_progress::InProgress,
     problem::Problem,
     proxy::{Client, FastPath2},
@@ -75,10 +75,12 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
     let streams = proxy.telemetry().stats.budget.grant_streams(MAX_STREAMS);
     in_progress.limit_to(streams.count() as usize);
     let (resets, is_used) = (Arc::<Resets>::default(), Arc::new(AtomicBool::new(true)));
+    let interims = Arc::<Interims>::default();
     let service = service_fn(|mut request| {
         let (proxy, requests, leaves) = (Arc::clone(proxy), requests.clone(), leaves.clone());
         let (stream, work) = (resets.stream(), Work::begin(&proxy.telemetry().stats.budget, &in_progress));
         is_used.store(true, Ordering::Relaxed);
+        let interim = interims.stream_of(&mut request);
         let Some(work) = work else {
             proxy.telemetry().refused(RequestError::Overloaded, client);
             let response = Problem::Overloaded.response_without_content();
@@ -88,6 +90,7 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
         };
         // Boxed, so that a stream with an unread response does not hold the request's memory.
         future::Either::Right(Box::pin(async move {
+            let until_response = interim.as_ref().map(InterimStream::closed_on_drop);
             let mut response = match check_http2(&mut request) {
                 Err(error) => {
                     proxy.telemetry().refused(error, client);
@@ -96,7 +99,12 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
                 Ok(()) => match requests.admit(&request, &proxy.telemetry().stats.budget) {
                     None => Problem::Overloaded.response().map(Either::Left),
                     Some(admitted) => {
-                        let client = Client { address: client, handoff: None, work: Some(work.clone()) };
+                        let client = Client {
+                            address: client,
+                            handoff: None,
+                            stream: interim,
+                            work: Some(work.clone()),
+                        };
                         let response = proxy.handle(request, client).await;
                         if proxy.upstream().is_gone() {
                             leaves.cancel();
@@ -105,6 +113,7 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
                     }
                 },
             };
+            drop(until_response);
             let room = head_room::take(&mut response);
             let held = (work, room);
             let response = response.map(|body| stream.until_end_of(Either::Right(Held::new(body, held))));
@@ -116,6 +125,7 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
         place: Arc::clone(place),
         in_progress: Arc::clone(&in_progress),
         is_used: Arc::clone(&is_used),
+        interims: Arc::clone(&interims),
     };
     let responder = FastPath2::new(Arc::clone(proxy));
     let mut guard = Http2Guard::new(stream, beginning, responder, budget, shared);

@@ -132,7 +132,7 @@ impl Direct {
                 let request = request_of(method, head, plain.for_application(head, client), key)?;
                 tracing::debug!(method = head.method, uri = head.target, "request");
                 let (handoff, work_of_client) = (Some(Arc::clone(&self.handoff)), Some(work.clone()));
-                let client = Client { address: self.address, handoff, work: work_of_client };
+                let client = Client { address: self.address, handoff, stream: None, work: work_of_client };
                 let request = CacheRequest::of_guard(&snapshot, &routed, self.proxy.target, request, client);
                 let served = self.proxy.look_up(request, routed.bypass);
                 let asked = Asked { served, is_head, ends, arrival, work };

@@ -102,7 +102,7 @@ pub fn explain(snapshot: &Arc<Snapshot>, target: Option<u16>, mut request: Reque
     explanation.passes = bypass.map(Forward::Bypass);
     explanation.tags = route.tag_texts(parameters.clone()).collect();
     explanation.parameters = parameters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    let client = Client { address: Ipv4Addr::LOCALHOST.into(), handoff: None, work: None };
+    let client = Client { address: Ipv4Addr::LOCALHOST.into(), handoff: None, stream: None, work: None };
     let request = CacheRequest::new(snapshot, &routed, target, request, client);
     explanation.key = Some(request.key.as_str().to_owned());
     explanation.asked.clear();

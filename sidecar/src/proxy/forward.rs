@@ -149,8 +149,8 @@ impl Proxy {
                 101 => return Err(UpstreamError::UnexpectedUpgrade),
                 100 => {}
                 102..200 => {
-                    if let (Some(handoff), Ok(response)) = (&request.client.handoff, head.response()) {
-                        handoff.send_interim(response.status(), response.headers());
+                    if let Ok(response) = head.response() {
+                        request.client.send_interim(response.status(), response.headers());
                     }
                 }
                 _ => {
@@ -244,15 +244,17 @@ pub(super) fn outgoing(request: Request<RequestBody>, client: IpAddr) -> Request
 
 /// Passes interim responses on (RFC 9110, section 15.2), except for 101 and a 100 that the client does not expect.
 fn pass_interim_responses(request: &mut Request<RequestBody>, client: &Client, abandoned: &Abandoned) {
-    let Some(handoff) = client.handoff.clone().filter(|_| request.version() == Version::HTTP_11) else {
+    if !client.takes_interim() || request.version() < Version::HTTP_11 {
         return;
-    };
+    }
+    // The request's work does not last as long as this.
+    let client = Client { work: None, ..client.clone() };
     let (expects, abandoned) = (headers::expects_to_go_on(request.headers()), abandoned.clone());
     request.extensions_mut().insert(OnInterim::new(move |status, headers| match status.as_u16() {
         // The client has a final response, and may be waiting for the next one.
         _ if abandoned.is_set() => {}
-        100 if expects => handoff.go_on(),
-        102.. => handoff.send_interim(status, headers),
+        100 if expects => client.send_go_on(),
+        102.. => client.send_interim(status, headers),
         _ => {}
     }));
 }

@@ -107,7 +107,7 @@ impl Proxy {
     ) -> Box<Served> {
         let limit = fetch.request.max_body();
         // An interim response might come after the stale one has begun.
-        fetch.request.client.handoff = None;
+        fetch.request.client.forget_way();
         let proxy = Arc::clone(self);
         let fetching = Box::pin(async move { proxy.fetch_from_origins(fetch).await });
         let mut fetching = AbortOnDropHandle::new(tokio::spawn(fetching));

@@ -373,7 +373,7 @@ impl CacheRequest {
             request.headers.remove(name);
         }
         (request.text, request.is_of_guard) = (None, false);
-        request.client.handoff = None;
+        request.client.forget_way();
         request.range = RangeRequest::Whole;
         request.directives = RequestDirectives::default();
         if let Some(key) = request.key_of_get.take() {

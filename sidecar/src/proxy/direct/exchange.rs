@@ -131,7 +131,7 @@ impl DirectExchange {
                 100 => {}
                 102..200 => {
                     if let Ok(response) = head.response() {
-                        write_interim(output, response.status(), response.headers().clone());
+                        write_interim(output, response.status(), response.headers());
                     }
                 }
                 _ => return Poll::Ready(Ok(head)),

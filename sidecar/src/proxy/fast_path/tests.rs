@@ -235,7 +235,7 @@ impl Fixture {
     /// Returns the request as the slow path classifies it, if it is one of a route, and true if it is bypassed.
     fn classified(&self, case: &Case, version: Version) -> Option<(Box<CacheRequest>, bool)> {
         let (request, Disposition::Route(routed)) = self.disposition(case, version) else { return None };
-        let client = Client { address: Ipv4Addr::LOCALHOST.into(), handoff: None, work: None };
+        let client = Client { address: Ipv4Addr::LOCALHOST.into(), handoff: None, stream: None, work: None };
         let request = request.map(|()| Bytes::new());
         let is_bypassed = routed.bypass.is_some();
         Some((CacheRequest::new(&self.snapshot, &routed, None, request, client), is_bypassed))
