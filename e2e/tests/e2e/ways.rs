@@ -241,7 +241,7 @@ async fn query(sandbox: &Sandbox, sql: &str) -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn no_pod_serves_what_was_purged_in_any_way_with_redis_and_while_it_is_away() -> anyhow::Result<()> {
+async fn purged_response_is_served_by_no_pod_whatever_the_way_with_redis_and_without() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
         let mut stand = Stand::deploy(sandbox).await?;
         for way in WAYS {
