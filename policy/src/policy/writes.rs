@@ -162,14 +162,14 @@ impl Policy {
             && self.rules_for(writing).iter().any(|(rule, _)| rule.tags_from.is_some())
     }
 
-    /// Reads the tags that the response to a write names, for the rules that purge them. Without a response, or after an error of the
-    /// server that names none, they are unknown: the application may have written.
+    /// Reads the tags that the response to a write names, for the rules that purge them. Without a response, or after an error that
+    /// names none, they are unknown: the application may have written, or never have had what it was to change.
     pub fn read_response<B>(&self, writing: &mut Writing, response: Option<&Response<B>>) {
         let rules = self.rules_for(writing).into_iter();
         let all: Vec<_> = rules.filter_map(|(rule, _)| rule.tags_from.as_ref()).collect();
         for tags_from in all {
             let named = response.and_then(|response| {
-                let may_name_none = !response.status().is_server_error();
+                let may_name_none = response.status().is_success() || response.status().is_redirection();
                 tags_from.texts(response.headers()).filter(|tags| may_name_none || !tags.is_empty())
             });
             writing.note_values(&named_by_response(tags_from), named);

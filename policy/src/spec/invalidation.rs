@@ -160,8 +160,8 @@ pub struct PurgeSpec {
     pub tags: Vec<String>,
 
     /// Headers of the response to the write that name tags: every stored response with one of them is invalidated. A response that
-    /// refuses the write (a 4xx other than 404, 408, 409 and 410) names none. Without a response, with too many tags, and with an error
-    /// (5xx) that names none, all is invalidated that could have a tag, as for values that are not known.
+    /// refuses the write (a 4xx other than 404, 408, 409 and 410) names none. Without a response, with too many tags, and with any other
+    /// error that names none, all is invalidated that could have a tag, as for values that are not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tags_from: Option<TagsFrom>,
 

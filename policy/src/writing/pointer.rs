@@ -148,7 +148,10 @@ impl<'de> Visitor<'de> for Walk<'_> {
             Some((Token::Name(name), rest)) => {
                 let wanted = name.parse::<usize>().ok().filter(|index| index.to_string() == *name);
                 for _ in 0..wanted.unwrap_or(0) {
-                    elements.next_element::<IgnoredAny>()?;
+                    // An index may be far beyond the end.
+                    if elements.next_element::<IgnoredAny>()?.is_none() {
+                        break;
+                    }
                 }
                 if wanted.is_some() {
                     let element = Walk { tokens: rest, is_element, found: &mut *found };
@@ -280,9 +283,12 @@ mod tests {
         ] {
             assert_eq!(values("/id", json), None, "{json}");
         }
-        for (pointer, json) in
-            [("/a/01", "{\"a\": [1, 2]}"), ("/a/-", "{\"a\": [1]}"), ("/a/2", "{\"a\": [1, 2]}")]
-        {
+        for (pointer, json) in [
+            ("/a/01", "{\"a\": [1, 2]}"),
+            ("/a/-", "{\"a\": [1]}"),
+            ("/a/2", "{\"a\": [1, 2]}"),
+            ("/18446744073709551615", "[1]"),
+        ] {
             assert_eq!(values(pointer, json), None, "{pointer} in {json}");
         }
         for (pointer, json) in [

@@ -82,6 +82,8 @@ async fn tags_of_a_writes_response_are_purged_before_it_leaves() {
         ("200", &[], &[]),
         ("500", &["surrogate-key: page:a"], &[0]),
         ("500", &[], TAGGED),
+        ("404", &[], TAGGED),
+        ("422", &[], &[]),
         ("200", &[&too_many], TAGGED),
     ] {
         let pages = warm(&sidecars).await;
@@ -92,7 +94,7 @@ async fn tags_of_a_writes_response_are_purged_before_it_leaves() {
         assert_eq!(purged(b, &pages).await, expected, "{fields:?}");
         assert_eq!(purged(a, &pages).await, expected, "{fields:?}");
     }
-    assert_eq!(a.metric("larder_purges_broadened_total", &["place=\"response\""]).await, 2.0);
+    assert_eq!(a.metric("larder_purges_broadened_total", &["place=\"response\""]).await, 3.0);
 
     let pages = warm(&sidecars).await;
     let client = connect(a.address, 1 << 20).await;

@@ -254,6 +254,8 @@ fn tags_that_the_response_to_a_write_names_are_purged() {
         (201, &[("xkey", "{id}, caf\u{e9}%2F")], &["caf\u{e9}%2F", "list", "{id}"]),
         (200, &[("xkey", "")], &["list"]),
         (200, &[], &["list"]),
+        (303, &[], &["list"]),
+        (404, &[("xkey", "b")], &["b", "list"]),
         (500, &[("xkey", "b")], &["b", "list"]),
     ] {
         let mut writing = write(&policy, "/posts", &[], None);
@@ -278,6 +280,10 @@ fn tags_that_no_response_tells_purge_all_that_could_have_one() {
     for (response, what) in [
         (None, "no response"),
         (Some(response(500, &[])), "an error"),
+        (Some(response(404, &[])), "nothing there"),
+        (Some(response(408, &[])), "a timeout"),
+        (Some(response(409, &[])), "a conflict"),
+        (Some(response(410, &[("xkey", "")])), "nothing there any more"),
         (Some(response(502, &[("xkey", " ")])), "an error with an empty field"),
         (Some(response(200, &[("xkey", &too_many)])), "too many tags"),
     ] {
