@@ -118,17 +118,12 @@ pub(crate) fn of(name: &[u8]) -> Option<Forwarding> {
         return Some(Forwarding::Unlisted);
     }
     let starts = |start: &str| name.get(..start.len()).is_some_and(|part| is_alike(part, start));
-    let rest = if starts("x-") { &name[2..] } else { name };
-    let words = || rest.split(|byte| b"-_.".contains(byte));
-    let has = |known: &[&str]| {
-        words().any(|word| known.iter().any(|known| word.eq_ignore_ascii_case(known.as_bytes())))
-    };
+    let has = |known: &[&str]| has_word(name, known);
     // Known apart, in scheme and host.
     let is_common = APART.iter().any(is);
     // The browser's own fields, and those of CORS.
     let is_browsers = starts("sec-") || starts("access-control-");
-    let is_senders = has(&SENDERS) && !has(&SCHEMES);
-    if is_common || is_browsers || is_senders || names_credentials(name) {
+    if is_common || is_browsers || names_sender(name) || names_credentials(name) {
         return None;
     }
     let is_forwarded = has(&["forwarded"]);
@@ -140,6 +135,17 @@ pub(crate) fn of(name: &[u8]) -> Option<Forwarding> {
     } else {
         None
     }
+}
+
+/// Returns true if a header names the sender of a request, such as `X-Forwarded-For` and `CF-Connecting-IP`.
+pub fn names_sender(name: &[u8]) -> bool {
+    has_word(name, &SENDERS) && !has_word(name, &SCHEMES)
+}
+
+/// Returns true if a name has one of these words.
+fn has_word(name: &[u8], known: &[&str]) -> bool {
+    let words = name.split(|byte| b"-_.".contains(byte));
+    words.into_iter().any(|word| known.iter().any(|known| word.eq_ignore_ascii_case(known.as_bytes())))
 }
 
 #[cfg(test)]

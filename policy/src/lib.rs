@@ -52,6 +52,7 @@ pub use destinations::Destinations;
 pub use document::{Document, Metadata};
 pub use duration::Duration;
 pub use fields::{Fields, is_named};
+pub use forwarding::names_sender;
 pub use header_kinds::HeaderKinds;
 pub use key::Key;
 pub use lifetimes::Lifetimes;

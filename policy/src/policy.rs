@@ -15,7 +15,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::HeaderName;
 
-pub use self::access::PurgeAccess;
+pub use self::access::{PURGE_METHODS, PurgeAccess};
 pub use self::route::{BypassBy, HttpSource, Match, QuerySource, RequestLine, Route, SourceRef};
 pub(crate) use self::writes::leads_out;
 pub use self::writes::{Purges, WritePurges};
@@ -218,9 +218,9 @@ impl Policy {
         if let Some(notifications) = &notifications {
             check.notifications("spec.invalidation.notifications", notifications, &sources);
         }
-        let purge_requests = invalidation.as_ref().and_then(|invalidation| invalidation.requests.as_ref());
-        let purge_requests =
-            purge_requests.map(|requests| check.purge_requests("spec.invalidation.requests", requests));
+        let purge_requests = invalidation
+            .as_ref()
+            .and_then(|invalidation| check.purge_requests("spec.invalidation", invalidation));
         let otlp = telemetry.as_ref().and_then(|telemetry| telemetry.otlp.clone());
         if let Some(otlp) = &otlp {
             check.otlp("spec.telemetry.otlp", otlp);

@@ -115,7 +115,7 @@ pub fn tags_in<'a>(name: &HeaderName, line: &'a [u8]) -> impl Iterator<Item = Co
 }
 
 /// Returns a tag as text: in UTF-8, or in ISO 8859-1 if it is not that (RFC 9110, section 5.5).
-fn text_of(tag: &[u8]) -> Cow<'_, str> {
+pub fn text_of(tag: &[u8]) -> Cow<'_, str> {
     match str::from_utf8(tag) {
         Ok(text) => Cow::Borrowed(text),
         Err(_) => Cow::Owned(tag.iter().map(|byte| char::from(*byte)).collect()),

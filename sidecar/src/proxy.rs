@@ -27,7 +27,7 @@ use crate::{
     http2_guard::InterimStream,
     peers::Peers,
     problem::Problem,
-    purge::{Purging, requests},
+    purge::{Purging, fields, requests},
     snapshot::{NO_ROUTE, Snapshot},
     stats::{Outcome, RouteStats},
     tail::{Answered, Arrival},
@@ -282,7 +282,7 @@ impl Proxy {
     ) -> BoxFuture<'a, Box<Served>> {
         let (upgrade, has_content) = (headers::upgrade(request.headers()), !request.body().is_end_stream());
         let from_client = hyper::upgrade::on(&mut request);
-        let is_of_proxy = requests::is_purge(request.method()) && requests::is_of_proxy(request.headers());
+        let is_of_proxy = requests::is_purge(request.method()) && fields::is_of_proxy(request.headers());
         // The key must not depend on fields that the application will not see.
         headers::remove_hop_by_hop(request.headers_mut());
         let disposition = classify(snapshot, &request, upgrade, has_content);

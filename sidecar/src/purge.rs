@@ -7,6 +7,7 @@ use larder_api::admin::{PeersTold, PurgeReport, PurgeRequest};
 use larder_policy::{Policy, PurgeName, Writing};
 
 pub mod document;
+pub mod fields;
 mod pattern;
 pub mod requests;
 

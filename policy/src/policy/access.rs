@@ -6,6 +6,10 @@ use http::HeaderName;
 
 use crate::Network;
 
+/// Methods that ask for a purge: PURGE and BAN are Varnish's by convention, PURGEKEYS (xkey) and PURGETAGS (Symfony's `HttpCache`)
+/// FOSHttpCache's.
+pub const PURGE_METHODS: [&str; 4] = ["PURGE", "BAN", "PURGEKEYS", "PURGETAGS"];
+
 /// Compiled `invalidation.requests`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PurgeAccess {

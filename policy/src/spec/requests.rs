@@ -18,9 +18,11 @@ const NETWORK: &str = concat!(
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PurgeRequests {
-    /// Networks from which a request needs no token, such as `10.0.0.0/8`; `127.0.0.0/8` for the application's own. The address is that
-    /// of the connection. A request that names another client (`X-Forwarded-For`, `Forwarded`, `X-Real-IP` or `Via`) came through a proxy
-    /// and needs the token, wherever that proxy is. Behind a mesh's proxy every connection comes from that proxy.
+    /// Networks from which a request needs no token, such as `127.0.0.0/8` for the application's own; for others the token is safer. The
+    /// address is that of the connection. A request with a field of a proxy (`Forwarded`, `Via`, `X-Forwarded-For`, `X-Real-IP`,
+    /// `CF-Connecting-IP` and the like) needs the token, wherever that proxy is. List no network from which strangers seem to come: behind
+    /// a mesh's proxy every connection comes from that proxy, and behind a Service of type LoadBalancer or NodePort from a node, whose
+    /// address may be in the pods' network, unless it has `externalTrafficPolicy: Local`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 64),

@@ -10,10 +10,11 @@
 const MAX_DEPTH: u8 = 8;
 
 /// Expressions that match every text.
-const ALL: [&str; 8] = [".*", ".+", "^.*", "^.+", ".*$", ".+$", "^.*$", "^.+$"];
+const ALL: [&str; 11] = [".*", ".+", "^.*", "^.+", ".*$", ".+$", "^.*$", "^.+$", ".", "^.", ".$"];
 
-/// Expressions for the place before a whole tag.
-const BEFORE_TAG: [&str; 8] = ["(^|,)", "(,|^)", "(^| )", "( |^)", r"(^|\s)", r"(\s|^)", "(?:^|,)", "^"];
+/// Expressions for the place before a whole tag. `(^|\,)` is the one of API Platform 2.
+const BEFORE_TAG: [&str; 10] =
+    ["(^|,)", "(,|^)", r"(^|\,)", r"(\,|^)", "(^| )", "( |^)", r"(^|\s)", r"(\s|^)", "(?:^|,)", "^"];
 
 /// Expressions for the place behind a whole tag. `(,.+)?$` is the one of FOSHttpCache 1, `($|\,)` that of API Platform.
 const BEHIND_TAG: [&str; 11] = [
@@ -46,9 +47,10 @@ pub(super) enum NamedPaths {
     Exact(String),
 }
 
-/// Returns the whole tags that an expression lists; `None` if it can't be translated.
+/// Returns the whole tags that an expression lists; `None` if it can't be translated. A character stands for a byte of the field:
+/// none but those of ASCII are blank.
 pub(super) fn tags(expression: &str) -> Option<NamedTags> {
-    let expression = expression.trim();
+    let expression = expression.trim_ascii();
     let mut named = NamedTags::default();
     collect(expression.strip_prefix("(?i)").unwrap_or(expression), MAX_DEPTH, &mut named)?;
     Some(named)
@@ -98,8 +100,14 @@ fn collect(expression: &str, depth: u8, named: &mut NamedTags) -> Option<()> {
     if alternatives.len() > 1 {
         return alternatives.into_iter().try_for_each(|alternative| collect(alternative, depth, named));
     }
-    let whole = BEFORE_TAG.iter().find_map(|place| expression.strip_prefix(place)).unwrap_or(expression);
-    let whole = BEHIND_TAG.iter().find_map(|place| before(whole, place)).unwrap_or(whole);
+    let begun = BEFORE_TAG.iter().find_map(|place| expression.strip_prefix(place));
+    let whole = begun.unwrap_or(expression);
+    let ended = BEHIND_TAG.iter().find_map(|place| before(whole, place));
+    // One that says where a tag begins and not where it ends means all that begin so.
+    if begun.is_some() && ended.is_none() {
+        return None;
+    }
+    let whole = ended.unwrap_or(whole);
     if whole.len() < expression.len() {
         return collect(whole, depth, named);
     }
@@ -180,6 +188,9 @@ mod tests {
             // api-platform/core, src/HttpCache/VarnishPurger.php
             ("(/dummies/1|/dummies)($|\\,)", &["/dummies/1", "/dummies"]),
             ("(/foo\\?a\\=b)($|\\,)", &["/foo?a=b"]),
+            // The same, version 2
+            ("(^|\\,)/foo($|\\,)", &["/foo"]),
+            ("((^|\\,)/foo($|\\,))|((^|\\,)/bar($|\\,))", &["/foo", "/bar"]),
             // Drupal's purgers: a tag, or several with '|' between
             ("node:1", &["node:1"]),
             (
@@ -191,6 +202,7 @@ mod tests {
             ("^(a|b)$|c", &["a", "b", "c"]),
             ("(?i)(?:a|b)", &["a", "b"]),
             ("a\\$", &["a$"]),
+            ("user:1(,|$)", &["user:1"]),
             ("a\\(b\\)", &["a(b)"]),
             ("caf\u{e9}", &["caf\u{e9}"]),
         ] {
@@ -227,6 +239,12 @@ mod tests {
             "a.+",
             "\\",
             "(^|,)",
+            "^user:",
+            "(^|,)user:",
+            "(^|,)(user:|post:)",
+            "(^|,)user:|b(,|$)",
+            "((^|,)user:)",
+            "^(^|,)user:$",
             "((((((((((a))))))))))",
         ] {
             assert_eq!(tags(expression), None, "{expression}");
@@ -235,7 +253,9 @@ mod tests {
 
     #[test]
     fn expression_for_any_text_means_everything() {
-        for expression in [".*", " .* ", "^.*$", ".+", "a|.*", "(.*)", "(^|,)(.*)(,|$)"] {
+        for expression in
+            [".*", " .* ", "^.*$", ".+", ".", "^.", ".$", "^.$", "a|.*", "(.*)", "(^|,)(.*)(,|$)"]
+        {
             assert!(tags(expression).unwrap().everything, "{expression}");
         }
     }
@@ -246,6 +266,7 @@ mod tests {
         let exact = |path: &str| Some(NamedPaths::Exact(path.to_owned()));
         for (expression, named) in [
             (".*", Some(NamedPaths::Everything)),
+            (".", Some(NamedPaths::Everything)),
             ("^/", Some(NamedPaths::Everything)),
             ("^/.*$", Some(NamedPaths::Everything)),
             ("^/news/", folder("/news")),

@@ -2,77 +2,26 @@
 //!
 //! # Guarantees
 //! A request purges at least what its client asks for, or is refused with the reason: an expression that can't be translated, a header
-//! that may name something and is not known. It purges more where a name is coarser than the request: every host and scheme, for
+//! that is not known to name nothing. It purges more where a name is coarser than the request: every host and scheme, for
 //! `X-Host` too, the folder itself with all that is below it, and GET, HEAD and POST.
 
 use http::{HeaderMap, HeaderName, Method, Request};
 use larder_api::admin::PurgeRequest;
-use larder_policy::tags::tags_in;
+use larder_policy::{
+    policy::PURGE_METHODS,
+    tags::{tags_in, text_of},
+};
 
 use super::{
     document,
+    fields::{Form, NARROWING, OF_SOFTNESS, OF_TAGS, OF_URLS, is_unknown},
     pattern::{self, NamedPaths, NamedTags},
 };
 use crate::http1_guard::RawTarget;
 
-/// Methods that ask for a purge: PURGE and BAN are Varnish's by convention, PURGEKEYS (xkey) and PURGETAGS (Symfony's `HttpCache`)
-/// FOSHttpCache's.
-const METHODS: [&str; 4] = ["PURGE", "BAN", "PURGEKEYS", "PURGETAGS"];
-
-/// Fields by which a proxy says for whom it sends a request.
-const OF_PROXIES: [&str; 4] = ["forwarded", "via", "x-forwarded-for", "x-real-ip"];
-
-/// Form of the tags in a header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    /// A list, separated as in a response.
-    List,
-    /// A list whose responses become stale.
-    SoftList,
-    /// A regular expression, or a list.
-    Expression,
-}
-
-/// Headers that name tags.
-const OF_TAGS: [(&str, Form); 13] = [
-    ("apiplatform-ban-regex", Form::Expression),
-    ("cache-tag", Form::List),
-    ("cache-tags", Form::Expression),
-    ("edge-cache-tag", Form::List),
-    ("purge-cache-tags", Form::Expression),
-    ("surrogate-key", Form::List),
-    ("varnish-ban-typo3-pid", Form::List),
-    ("varnish-ban-typo3-tag", Form::List),
-    ("x-cache-tags", Form::Expression),
-    ("x-magento-tags-pattern", Form::Expression),
-    ("xkey", Form::List),
-    ("xkey-purge", Form::List),
-    ("xkey-softpurge", Form::SoftList),
-];
-
-/// Headers with a regular expression for the path and query of what is purged.
-const OF_URLS: [&str; 3] = ["x-ban-regex", "x-ban-url", "x-url"];
-
-/// Headers that tell hosts or sites apart, which no purge does.
-const OF_HOSTS: [&str; 3] = ["x-ban-host", "x-host", "varnish-ban-typo3-sitename"];
-
-/// Headers that make a purge soft by a `1`.
-const OF_SOFTNESS: [&str; 2] = ["fastly-soft-purge", "x-magento-purge-soft"];
-
-/// Headers that say otherwise how to purge, or nothing about it.
-const OTHERS: [&str; 3] = ["varnish-ban-all", "x-datadog-tags", "x-purge-method"];
-
-/// Words in the names of headers that may name what to purge.
-const WORDS: [&str; 8] = ["ban", "pattern", "pool", "purge", "regex", "tag", "tags", "xkey"];
-
 /// Returns true if a method asks for a purge.
 pub fn is_purge(method: &Method) -> bool {
-    METHODS.contains(&method.as_str())
-}
-
-/// Returns true if a request came through a proxy, so that the address of its connection says nothing about its client.
-pub fn is_of_proxy(headers: &HeaderMap) -> bool {
-    OF_PROXIES.iter().any(|name| headers.contains_key(*name))
+    PURGE_METHODS.contains(&method.as_str())
 }
 
 /// Returns what a request asks to purge; `token_header` is the one that may have the token.
@@ -83,7 +32,7 @@ pub fn read<B>(request: &Request<B>, token_header: Option<&HeaderName>) -> Resul
     let headers = request.headers();
     if let Some(name) = headers.keys().find(|name| is_unknown(name.as_str()) && Some(*name) != token_header) {
         return Err(format!(
-            "{name} may name something to purge, and is not known: name tags in one of {}, or a path",
+            "{name} may name something to purge, and is not known: take it out, and name tags in one of {}, or a path",
             OF_TAGS.map(|(name, _)| name).join(", ")
         ));
     }
@@ -95,15 +44,29 @@ pub fn read<B>(request: &Request<B>, token_header: Option<&HeaderName>) -> Resul
     }
     let mut named = Names::default();
     for (name, form) in OF_TAGS {
+        let form =
+            if request.method() == "PURGETAGS" && form == Form::Expression { Form::List } else { form };
         for value in headers.get_all(name) {
             named.add(&HeaderName::from_static(name), form, value.as_bytes())?;
         }
     }
-    named.everything |= values(headers, "varnish-ban-all").any(|value| value.trim() == "1");
+    for value in values(headers, "varnish-ban-all") {
+        match value.trim() {
+            "1" => named.everything = true,
+            "0" => {}
+            _ => return Err(format!("Varnish-Ban-All {value:?} is not known: send 1 for everything, or 0")),
+        }
+    }
     let urls: Vec<_> = OF_URLS.iter().flat_map(|name| values(headers, name)).collect();
     let purge = if named.is_empty() {
         if matches!(request.method().as_str(), "PURGEKEYS" | "PURGETAGS") {
             return Err("no tags: name them in xkey-purge, xkey-softpurge or X-Cache-Tags".to_owned());
+        }
+        let narrowing = || NARROWING.iter().find(|name| headers.contains_key(**name));
+        if let Some(name) = narrowing().filter(|_| urls.is_empty()) {
+            return Err(format!(
+                "{name} names nothing to purge by itself: send X-Url, with .* for everything, or tags"
+            ));
         }
         of_paths(match urls[..] {
             [] => of_target(request)?,
@@ -137,11 +100,23 @@ impl Names {
             Form::List => (tags(value), &mut self.hard),
             Form::SoftList => (tags(value), &mut self.soft),
             Form::Expression => {
-                let text = String::from_utf8_lossy(value);
+                // Each tag is decoded by itself, as those of responses are.
+                let bytes: String = value.iter().copied().map(char::from).collect();
                 let NamedTags { tags: texts, everything } =
-                    pattern::tags(&text).ok_or_else(|| untranslated(&text))?;
+                    pattern::tags(&bytes).ok_or_else(|| untranslated(&text_of(value)))?;
                 self.everything |= everything;
-                (texts.iter().flat_map(|text| tags(text.as_bytes())).collect(), &mut self.hard)
+                let mut listed = vec![];
+                for text in texts {
+                    let text: Vec<u8> = text.chars().filter_map(|byte| u8::try_from(byte).ok()).collect();
+                    // The header of responses may have other separators than this one.
+                    let whole = text_of(text.trim_ascii()).into_owned();
+                    let parts = tags(&text);
+                    if !parts.is_empty() && !parts.contains(&whole) {
+                        listed.push(whole);
+                    }
+                    listed.extend(parts);
+                }
+                (listed, &mut self.hard)
             }
         };
         if listed.is_empty() && !self.everything {
@@ -183,6 +158,15 @@ fn of_target<B>(request: &Request<B>) -> Result<NamedPaths, String> {
                 .to_owned(),
         );
     }
+    if request.method() == "BAN" {
+        // What is stored is compared with the target as an expression, by Shopware's configuration and others.
+        let folder = target.strip_suffix("/*").map(|folder| format!("{folder}/.*"));
+        let target = folder.as_deref().unwrap_or(target);
+        let is_whole = target == "/" || target.ends_with("/.*");
+        return is_whole.then(|| pattern::appended(target)).flatten().ok_or_else(|| {
+            "BAN takes / for everything, or a folder as in /news/.*: send PURGE for one page".to_owned()
+        });
+    }
     if is_expression {
         return pattern::appended(target).ok_or_else(|| untranslated(target));
     }
@@ -203,23 +187,6 @@ fn of_paths(paths: NamedPaths) -> PurgeRequest {
             PurgeRequest { keys: keys.to_vec(), ..PurgeRequest::default() }
         }
     }
-}
-
-/// Returns true if a header may name something to purge in a way that is not known here.
-fn is_unknown(name: &str) -> bool {
-    let is_known = || {
-        let named = OF_TAGS
-            .iter()
-            .map(|(name, _)| name)
-            .chain(&OF_URLS)
-            .chain(&OF_HOSTS)
-            .chain(&OF_SOFTNESS)
-            .chain(&OTHERS);
-        named.into_iter().any(|known| *known == name)
-    };
-    // The first versions of eZ Platform named tags in a header of this name alone.
-    let may_be_one = || name == "key" || name.split(['-', '_', '.']).any(|word| WORDS.contains(&word));
-    may_be_one() && !is_known()
 }
 
 fn values<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a str> {
@@ -279,7 +246,11 @@ mod tests {
         for (line, lines, expected) in [
             ("PURGE /a/b?page=2", &[][..], exactly("/a/b?page=2")),
             ("PURGE http://shop.example/a", &[("host", "shop.example")], exactly("/a")),
-            ("BAN /a", &[], exactly("/a")),
+            ("BAN /", &[], everything()),
+            ("BAN /*", &[], everything()),
+            ("BAN /.*", &[("x-purge-method", "regex")], everything()),
+            ("BAN /blog/.*", &[], folder("/blog")),
+            ("BAN /blog/*", &[], folder("/blog")),
             ("PURGE /a/", &[("x-purge-method", "default")], exactly("/a/")),
             ("PURGE /a", &[("x-purge-method", "exact"), ("x-purge-token", "t")], exactly("/a")),
             ("PURGE /.*", &[("x-purge-method", "regex")], everything()),
@@ -289,6 +260,20 @@ mod tests {
             ("PURGE /*", &[], everything()),
             ("PURGE /blog/.*", &[("fastly-soft-purge", "1")], softly(folder("/blog"))),
             ("PURGE /a", &[("fastly-soft-purge", "0"), ("x-datadog-tags", "_dd.p.dm=-1")], exactly("/a")),
+            (
+                "PURGE /a",
+                &[
+                    ("x-forwarded-uri", "/b"),
+                    ("x-requested-with", "XMLHttpRequest"),
+                    ("x-b3-traceid", "1"),
+                    ("x-varnish", "1"),
+                    ("x-invalidate-token", "t"),
+                    ("if-match", "*"),
+                    ("traceparent", "00-1-2-01"),
+                    ("upgrade-insecure-requests", "1"),
+                ],
+                exactly("/a"),
+            ),
         ] {
             assert_eq!(read(line, lines), Ok(expected), "{line} {lines:?}");
         }
@@ -311,6 +296,7 @@ mod tests {
             ("PURGEKEYS /", &[("xkey-softpurge", "c52 l2")], softly(tags(&["c52", "l2"]))),
             ("PURGE /", &[("xkey-purge", "a(b) c.*")], tags(&["a(b)", "c.*"])),
             ("PURGETAGS /", &[("x-cache-tags", "a,b")], tags(&["a", "b"])),
+            ("PURGETAGS /", &[("x-cache-tags", "a|b,c(1),.*")], tags(&["a|b", "c(1)", ".*"])),
             (
                 "PURGE /",
                 &[("x-magento-tags-pattern", "((^|,)cat_p_1(,|$))|((^|,)cms_p_2(,|$))")],
@@ -325,13 +311,19 @@ mod tests {
             ("PURGE /", &[("surrogate-key", "/books/1, /books")], tags(&["/books/1", "/books"])),
             ("PURGE /a", &[("surrogate-key", "a b"), ("fastly-soft-purge", "1")], softly(tags(&["a", "b"]))),
             ("BAN /", &[("cache-tags", "node:1|node_list")], tags(&["node:1", "node_list"])),
-            ("BAN /", &[("purge-cache-tags", "node:1 node:2")], tags(&["node:1", "node:2"])),
+            ("BAN /", &[("purge-cache-tags", "node:1 node:2")], tags(&["node:1 node:2", "node:1", "node:2"])),
+            (
+                "BAN /",
+                &[("x-cache-tags", "(^|,)(a b|c\\,d)(,|$)")],
+                tags(&["a b", "a", "b", "c,d", "c", "d"]),
+            ),
             (
                 "BAN /",
                 &[("apiplatform-ban-regex", "(/books/1|/books)($|\\,)")],
                 tags(&["/books/1", "/books"]),
             ),
             ("BAN /", &[("varnish-ban-all", "1"), ("varnish-ban-typo3-sitename", "s")], everything()),
+            ("BAN /", &[("varnish-ban-all", "0"), ("varnish-ban-typo3-tag", "a")], tags(&["a"])),
             ("BAN /", &[("varnish-ban-typo3-pid", "12"), ("varnish-ban-typo3-sitename", "s")], tags(&["12"])),
         ] {
             assert_eq!(read(line, lines), Ok(expected), "{line} {lines:?}");
@@ -345,6 +337,19 @@ mod tests {
             ("PURGE /a*", &[], "write %2A"),
             ("PURGE /a", &[("x-purge-method", "regex")], "name a path"),
             ("PURGE /a", &[("x-purge-method", "fuzzy")], "send regex, exact or default"),
+            ("BAN /a", &[], "PURGE for one page"),
+            ("BAN /blog/", &[], "PURGE for one page"),
+            ("BAN /blog.*", &[], "PURGE for one page"),
+            ("BAN /(a|b)/.*", &[], "PURGE for one page"),
+            ("BAN /(a|b)/*", &[], "PURGE for one page"),
+            ("BAN /?a=/*", &[], "PURGE for one page"),
+            ("BAN /", &[("x-host", ".*")], "x-host names nothing"),
+            ("BAN /", &[("x-ban-host", "^shop$")], "x-ban-host names nothing"),
+            ("PURGE /a", &[("x-content-type", ".*")], "x-content-type names nothing"),
+            ("BAN /", &[("varnish-ban-typo3-sitename", "s")], "varnish-ban-typo3-sitename names nothing"),
+            ("BAN /", &[("varnish-ban-all", "0")], "varnish-ban-all names nothing"),
+            ("BAN /", &[("varnish-ban-all", "true")], "send 1"),
+            ("BAN /", &[("x-cache-tags", "^user:")], "list whole tags"),
             ("BAN /", &[("x-url", "/news/.*")], "^/news/.* for a folder"),
             ("BAN /", &[("x-url", "^/a/.*"), ("x-url", "^/b/.*")], "send one"),
             ("BAN /", &[("x-url", "^/a/.*"), ("x-cache-tags", "a")], "send one for each"),
@@ -354,6 +359,7 @@ mod tests {
             ("PURGE /", &[("x-magento-tags-pattern", "*")], "list whole tags"),
             ("PURGE /", &[("x-pool", "a")], "x-pool may name"),
             ("PURGE /", &[("key", "location-1")], "key may name"),
+            ("BAN /", &[("x-location-id", "(12|13)")], "x-location-id may name"),
             ("PURGE /sitemap(_index)?\\.xml", &[], "no URL has"),
             ("BAN /", &[("x-varnish-ban-neos", "a")], "x-varnish-ban-neos may name"),
             ("PURGE /", &[("x-purge-url", ".*")], "x-purge-url may name"),
@@ -370,9 +376,20 @@ mod tests {
     }
 
     #[test]
+    fn tags_in_an_expression_are_decoded_as_those_of_a_response() {
+        let mut request = Request::builder().method("BAN").uri("/").body(()).unwrap();
+        let value = HeaderValue::from_bytes(b"(^|,)(caf\xe9|voil\xc3\xa0)(,|$)").unwrap();
+        request.headers_mut().insert("x-cache-tags", value);
+        assert_eq!(super::read(&request, None), Ok(tags(&["caf\u{e9}", "voil\u{e0}"])));
+        let value = HeaderValue::from_bytes(b"voil\xc3\xa0 ").unwrap();
+        request.headers_mut().insert("x-cache-tags", value);
+        assert_eq!(super::read(&request, None), Ok(tags(&["voil\u{e0}"])));
+    }
+
+    #[test]
     fn only_the_methods_of_purges_ask_for_one() {
         let method = |name: &str| Method::from_bytes(name.as_bytes()).unwrap();
-        assert!(METHODS.iter().all(|name| is_purge(&method(name))));
+        assert!(PURGE_METHODS.iter().all(|name| is_purge(&method(name))));
         for name in ["GET", "DELETE", "purge", "PURGED", "REFRESH", "BANANA"] {
             assert!(!is_purge(&method(name)), "{name}");
         }

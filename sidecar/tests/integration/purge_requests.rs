@@ -66,7 +66,7 @@ async fn purged(sidecar: &Sidecar, pages: &[String]) -> Vec<usize> {
 type Case = (&'static str, &'static [&'static str], &'static [usize]);
 
 /// Requests as the source code of clients makes them; decision 51 names the files.
-const CLIENTS: [Case; 22] = [
+const CLIENTS: [Case; 23] = [
     ("Varnish's own example", &["PURGE /news/1 HTTP/1.1", "Host: shop.test"], &[1]),
     ("a page of a page", &["PURGE /news/1?page=2 HTTP/1.1", "Host: shop.test"], &[2]),
     ("another host", &["PURGE /news/1 HTTP/1.1", "Host: www.shop.example"], &[1]),
@@ -170,6 +170,7 @@ const CLIENTS: [Case; 22] = [
         ],
         &[0, 3],
     ),
+    ("Shopware, everything", &["BAN / HTTP/1.1", "Host: shop.test"], EVERYTHING),
     ("Drupal's generic purger", &["BAN / HTTP/1.1", "purge-cache-tags: node:1", "Host: shop.test"], &[1, 2]),
     (
         "API Platform",
@@ -241,6 +242,8 @@ async fn only_a_token_or_an_allowed_network_permits_to_purge() {
         (&local, &[("x-forwarded-for", "127.0.0.1")], false),
         (&local, &[("forwarded", "for=127.0.0.1")], false),
         (&local, &[("via", "1.1 ingress")], false),
+        (&local, &[("cf-connecting-ip", "192.0.2.1")], false),
+        (&local, &[("x-forwarded-proto", "https")], true),
         (&local, &[("x-real-ip", "127.0.0.1"), ("connection", "x-real-ip")], false),
         (&local, &[("x-forwarded-for", "192.0.2.1"), ("authorization", &bearer)], true),
         (&elsewhere, &[], false),
@@ -283,6 +286,8 @@ async fn untranslatable_request_is_refused_and_purges_nothing() {
         ("PURGE", "/news/1", &[("x-purge-method", "regex")]),
         ("BAN", "/", &[("x-url", "\\.png$")]),
         ("BAN", "/", &[("x-cache-tags", "node:[0-9]+")]),
+        ("BAN", "/news/1", &[]),
+        ("BAN", "/", &[("x-location-id", "(12|13)")]),
         ("BAN", "/", &[("x-url", ".*"), ("x-content-type", "text/html")]),
         ("PURGE", "/", &[("x-purge-regex", ".*")]),
         ("PURGEKEYS", "/", &[]),
@@ -291,7 +296,7 @@ async fn untranslatable_request_is_refused_and_purges_nothing() {
         assert_eq!(answer.status, 400, "{method} {path} {fields:?}: {}", answer.body);
         assert_eq!(sidecar.get("/news/1").await.body, before, "{method} {path} {fields:?}");
     }
-    assert_eq!(sidecar.metric("larder_refused_purges_total", &["reason=\"untranslated\""]).await, 7.0);
+    assert_eq!(sidecar.metric("larder_refused_purges_total", &["reason=\"untranslated\""]).await, 9.0);
     assert_eq!(sidecar.logged_lines("a request purged nothing").len(), 1);
 }
 

@@ -302,3 +302,28 @@ fn changes_need_a_postgres_source_tables_and_columns() {
         )]
     );
 }
+
+#[test]
+fn rule_for_a_method_that_purges_by_itself_is_refused() {
+    let problems = |requests: &str, methods: &str| {
+        let rule = format!("{{match: {{path: /a, methods: [{methods}]}}, purge: {{everything: true}}}}");
+        let text = format!("invalidation: {{{requests}onWrite: [{rule}]}}");
+        let problems = Policy::compile(&spec(&text)).err().unwrap_or_default();
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let requests = "requests: {}, ";
+    assert_eq!(
+        problems(requests, "PUT, BAN"),
+        [
+            "spec.invalidation.onWrite[0].match.methods[1]: no rule gets a BAN, because spec.invalidation.requests responds to it: \
+          take one of them out"
+        ]
+    );
+    for method in ["PURGE", "PURGEKEYS", "PURGETAGS"] {
+        assert_eq!(problems(requests, method).len(), 1, "{method}");
+        assert_eq!(problems("", method), [""; 0], "{method}");
+    }
+    for methods in ["", "PUT, REFRESH"] {
+        assert_eq!(problems(requests, methods), [""; 0], "{methods}");
+    }
+}
