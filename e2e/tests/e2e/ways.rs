@@ -241,7 +241,7 @@ async fn query(sandbox: &Sandbox, sql: &str) -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn purged_response_is_served_by_no_pod_whatever_the_way_with_redis_and_without() -> anyhow::Result<()> {
+async fn purge_of_any_kind_holds_in_every_pod_before_during_and_after_a_partition() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
         let mut stand = Stand::deploy(sandbox).await?;
         for way in WAYS {
