@@ -6,7 +6,11 @@
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use larder_crds::{CachePolicySpec, CaptureMode};
-use larder_policy::{Destinations, Duration, destinations::HostPattern, spec::CacheSpec};
+use larder_policy::{
+    Destinations, Duration,
+    destinations::HostPattern,
+    spec::{CacheSpec, RouteSpec},
+};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -198,9 +202,10 @@ impl Bounds {
         }
     }
 
-    /// Bounds the routes that leave the TTL to the responses.
+    /// Bounds the routes that store and leave the TTL to the responses.
     pub fn cap(&self, spec: &mut CacheSpec) {
-        for route in spec.routes.iter_mut().filter(|route| route.ttl.is_none() && route.max_ttl.is_none()) {
+        let is_open = |route: &&mut RouteSpec| !route.pass && route.ttl.is_none() && route.max_ttl.is_none();
+        for route in spec.routes.iter_mut().filter(is_open) {
             route.max_ttl = self.max_ttl;
         }
     }
@@ -281,6 +286,8 @@ mod tests {
         refuses(json!({"maxStale": "24h"}), window, &["staleIfError", "policies.maxStale"]);
         let window = route(json!({"ttl": "1h", "grace": "48h"}));
         refuses(json!({"maxStale": "24h"}), window, &["grace", "policies.maxStale"]);
+        let window = shared(json!({"ttl": "1h", "grace": "48h"}));
+        refuses(json!({"maxStale": "24h"}), window, &["spec.defaults.grace (48h", "policies.maxStale"]);
         let mut open = spec(route(json!({}))).cache;
         Bounds::parse(&ttl().to_string()).unwrap().cap(&mut open);
         assert_eq!(open.routes[0].max_ttl.unwrap().0.as_secs(), 86_400);

@@ -84,25 +84,31 @@ pub(crate) fn value_could_be(value: &[u8], wanted: &str) -> bool {
     wanted == "*" || value == wanted.as_bytes() || bare == wanted.as_bytes() || decoded().eq(wanted.bytes())
 }
 
-/// Returns true if a lenient application might read a value, as it was sent, as `wanted`: in any case, decoded as often as it
-/// goes, quoted, between blanks; or if what an application reads is unpredictable.
+/// Returns true if a lenient application might read a value, as it was sent, as `wanted`, or reads it unpredictably.
 pub(crate) fn value_could_loosely_be(value: &[u8], wanted: &str) -> bool {
-    let Ok(text) = str::from_utf8(value) else { return true };
-    let decoded = decode_fully(text).replace('+', " ");
+    is_odd(value) || value_is_loosely(value, wanted)
+}
+
+/// Returns true if a value, as it was sent, is `wanted` to a lenient application: in any case, decoded as often as it goes, quoted,
+/// between blanks.
+pub(crate) fn value_is_loosely(value: &[u8], wanted: &str) -> bool {
+    let text = String::from_utf8_lossy(value);
+    let decoded = decode_fully(&text).replace('+', " ");
     let is_filler = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'');
     let trimmed = decoded.trim_matches(is_filler);
     let wanted = wanted.replace('+', " ");
-    is_odd(value) || trimmed.to_lowercase() == wanted.trim_matches(is_filler).to_lowercase()
+    trimmed.to_lowercase() == wanted.trim_matches(is_filler).to_lowercase()
 }
 
-/// Returns true if some application may take a field of a request for one of this name, in lower case, that has this value, alone or as a
-/// member of a list.
-pub(crate) fn could_have(fields: &(impl Fields + ?Sized), known: &str, wanted: &str) -> bool {
+/// Returns true if some application may take a field of a request for one of this name, in lower case, that has a wanted value, alone or
+/// as a member of a list.
+pub(crate) fn could_have(
+    fields: &(impl Fields + ?Sized),
+    known: &str,
+    is_wanted: impl Fn(&[u8]) -> bool,
+) -> bool {
     let mut lines = fields.lines().filter(|(name, _)| is_alike(name, known));
-    lines.any(|(_, value)| {
-        let mut members = value.split(|byte| *byte == b',');
-        value_could_loosely_be(value, wanted) || members.any(|member| value_could_loosely_be(member, wanted))
-    })
+    lines.any(|(_, value)| is_wanted(value) || value.split(|byte| *byte == b',').any(&is_wanted))
 }
 
 /// Splits a query into its pairs, at each `&`.

@@ -26,8 +26,9 @@ impl Route {
 
     /// Returns true if some application may take a request for one of this route, provided that its path may be.
     pub(super) fn may_take(&self, line: &RequestLine<'_>, fields: &(impl Fields + ?Sized)) -> bool {
-        let in_header =
-            |(name, wanted): &(String, String)| could_have(fields, &name.to_ascii_lowercase(), wanted);
+        let in_header = |(name, wanted): &(String, String)| {
+            could_have(fields, &name.to_ascii_lowercase(), |value| value_could_loosely_be(value, wanted))
+        };
         let in_query = |(name, wanted): &(String, String)| {
             line.query.into_iter().flat_map(|query| query.split(['&', ';'])).any(|pair| {
                 let value = pair.split_once('=').map_or("", |(_, value)| value);

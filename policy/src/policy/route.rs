@@ -7,7 +7,7 @@ use http::Method;
 use crate::{
     Fields, Lifetimes, NormalPath, PathTemplate, PurgeName,
     key::{KeyRules, has_cookie},
-    names::{certainly_has, could_be, could_have, is_alike, name_of, value_could_be},
+    names::{certainly_has, could_be, could_have, is_alike, name_of, value_could_be, value_is_loosely},
     policy::hosts::{HostPattern, NamedHosts},
     sql::BoundQuery,
     tags::TagsFrom,
@@ -283,7 +283,7 @@ impl Route {
         };
         let in_headers = |(name, wanted): &(String, String)| match wanted.as_str() {
             "*" => fields.lines().any(|(known, _)| is_alike(known, name)),
-            wanted => could_have(fields, name, wanted),
+            wanted => could_have(fields, name, |value| value_is_loosely(value, wanted)),
         };
         if self.passes {
             Some(BypassBy::Route)

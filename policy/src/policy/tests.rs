@@ -84,6 +84,9 @@ fn a_request_bypasses_by_name_and_value() {
     for (value, by_it) in [("on", Some(BypassBy::Header)), ("ON", Some(BypassBy::Header)), ("only", None)] {
         assert_eq!(by(None, "X-Draft", value), by_it, "{value}");
     }
+    for value in ["caf%C3%A9", "caf\u{e9}", "50%", "%u0031"] {
+        assert_eq!(by(None, "x-preview", value), None, "{value} is no value that bypasses");
+    }
     assert_eq!(by(None, "x_any", ""), Some(BypassBy::Header));
     assert_eq!(by(None, "Cookie", "a=b; session=x"), Some(BypassBy::Cookie));
     assert_eq!(by(None, "Cookie", "a=b; cart_7f=x"), Some(BypassBy::Cookie));

@@ -1,17 +1,20 @@
 //! Values of routes that set none themselves.
 //!
 //! # Guarantees
-//! - A field of a route replaces that of the defaults. `key`, `key.query` and `bypass` are filled in field by field: a route that adds a
-//!   header to its key would otherwise share responses that the parts of the default key tell apart. Lists, maps of names, and the
-//!   other objects replace as a whole, an empty list or map too: parts of two would be a list that nobody wrote.
+//! - A field of a route replaces that of the defaults. `key`, `key.query` and `bypass` are filled in field by field, and `key.headers`,
+//!   `key.cookies` and the maps of `bypass` are added to: a route that adds a header to its key would otherwise share responses that the
+//!   headers of the default key tell apart. Other lists and objects replace as a whole. An empty list or map takes none.
 //! - Of fields that exclude or stand for each other (`ttl` and `maxTTL`; `allow` and `ignore`; `grace`, `staleWhileRevalidate` and
-//!   `staleIfError`), those of the route replace those of the defaults.
+//!   `staleIfError`), those of the route replace those of the defaults. A lifetime of the route holds for all statuses, so that it takes
+//!   no `ttlFrom` and no `ttl` of a status; and a `notFoundTTL` of the route is about 404s in place of `statuses`.
 //! - What does not apply to a route is not taken: nothing where the route passes, `key.body` without POST, `notFoundTTL` without
 //!   `from`, and what is about a `ttl` without one.
 //! - Routes that were filled in once are complete: sidecars that know no defaults read them as they are meant.
 
 #[cfg(test)]
 mod tests;
+
+use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,10 +28,15 @@ use crate::{Duration, StatusPattern};
 
 /// Objects of which a route may take a part.
 const FILLED_IN: [&str; 3] = ["key", "key.query", "bypass"];
+/// Lists and maps to which a route adds its own.
+const ADDED_TO: [&str; 5] =
+    ["key.headers", "key.cookies", "bypass.query", "bypass.headers", "bypass.cookies"];
+/// Fields that `grace` stands for.
+const OF_GRACE: [&str; 2] = ["staleWhileRevalidate", "staleIfError"];
 
 /// Values of fields that a route leaves out. A field of the route replaces the one here; `key`, `key.query` and `bypass` are filled in field by
-/// field, and lists replace as a whole, an empty one too. A route with `pass: true` takes none, and no route takes what does not apply
-/// to it.
+/// field. A route adds to `key.headers`, `key.cookies` and the maps of `bypass`, and replaces other lists; an empty one takes none. A
+/// route with `pass: true` takes none, and no route takes what does not apply to it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rules::of_defaults()))]
@@ -41,9 +49,10 @@ pub struct RouteDefaults {
     #[serde(default, rename = "maxTTL", skip_serializing_if = "Option::is_none")]
     pub max_ttl: Option<Duration>,
 
-    /// Statuses whose responses are stored, on routes without `statuses`.
+    /// Statuses whose responses are stored, on routes without `statuses`: without their `ttl` where the route has a `ttl` or `maxTTL`
+    /// of its own, and without 404 and `4xx` where it has `notFoundTTL`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["code"]))]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
     pub statuses: Option<Vec<StatusSpec>>,
 
     /// Time after its expiry that a stale response is served while a new one is fetched, on routes without `staleWhileRevalidate` and
@@ -61,7 +70,7 @@ pub struct RouteDefaults {
 
     /// Restrictions in response headers that are overridden, on routes without `storeDespite`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 3), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 3), extend("x-kubernetes-list-type" = "atomic"))]
     pub store_despite: Option<Vec<Despite>>,
 
     /// Treatment of responses that set a cookie, on routes without `setCookie`.
@@ -74,12 +83,13 @@ pub struct RouteDefaults {
     #[schemars(with = "ClientDirectives")]
     pub client_directives: Option<ClientDirectives>,
 
-    /// Requests that are neither looked up nor stored: each of `query`, `headers` and `cookies` on routes whose `bypass` lacks it.
+    /// Requests that are neither looked up nor stored. Routes add to `query`, `headers` and `cookies`; the value of a name that both have
+    /// is the route's, and an empty map takes none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bypass: Option<Bypass>,
 
-    /// Parts of the request that distinguish responses: each field on routes whose `key` lacks it. `query.allow` and `query.ignore` of a
-    /// route replace both. `body` is for routes with POST.
+    /// Parts of the request that distinguish responses: each field on routes whose `key` lacks it. Routes add to `headers` and `cookies`; an
+    /// empty list takes none. `query.allow` and `query.ignore` of a route replace both. `body` is for routes with POST.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<KeySpec>,
 
@@ -92,7 +102,7 @@ pub struct RouteDefaults {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tags_from: Option<TagsFrom>,
 
-    /// Place of the TTL in responses, on routes with a `ttl` and without `ttlFrom`.
+    /// Place of the TTL in responses, on routes that take the `ttl` from here and have no `ttlFrom`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_from: Option<TtlFrom>,
 
@@ -147,17 +157,44 @@ impl CacheSpec {
         self.defaults = None;
     }
 
-    /// Returns the path of a field of a route, such as `statuses[0].ttl`, as it is written: in the defaults if the route takes it from there.
+    /// Returns the path of a field of a complete route, such as `statuses[0].ttl`, as it is written: in the defaults if the route takes it from
+    /// there. An item of a map that both have counts as one of the defaults.
     pub fn written_at(&self, index: usize, field: &str) -> String {
-        let pointer = format!("/{}", field.split('[').next().unwrap_or_default().replace('.', "/"));
-        let has =
-            |written: Result<Value, _>| written.is_ok_and(|json: Value| json.pointer(&pointer).is_some());
-        let own = self.routes.get(index).map(serde_json::to_value);
-        if !own.is_some_and(has) && has(serde_json::to_value(&self.defaults)) {
-            format!("spec.defaults.{field}")
-        } else {
-            format!("spec.routes[{index}].{field}")
+        let (name, rest) = field.split_once('[').unwrap_or((field, ""));
+        let (number, member) = rest.split_once(']').unwrap_or_default();
+        let number = number.parse::<usize>().ok();
+        let pointer = format!("/{}", name.replace('.', "/"));
+        let value_in = |written: Result<Value, serde_json::Error>| written.ok()?.pointer(&pointer).cloned();
+        let own = self.routes.get(index).and_then(|route| value_in(serde_json::to_value(route)));
+        let default = value_in(serde_json::to_value(&self.defaults));
+        let is_own = own.is_some_and(|own| {
+            !ADDED_TO.contains(&name) || number.is_some_and(|number| own.get(number).is_some())
+        });
+        let has_grace = self.defaults.as_ref().is_some_and(|defaults| defaults.grace.is_some());
+        match default {
+            Some(default) if !is_own => {
+                let place = number.map(|number| self.place_in(&default, index, &pointer, number));
+                let place = place.map(|place| format!("[{place}]")).unwrap_or_default();
+                format!("spec.defaults.{name}{place}{member}")
+            }
+            None if !is_own && has_grace && OF_GRACE.contains(&field) => "spec.defaults.grace".to_owned(),
+            _ => format!("spec.routes[{index}].{field}"),
         }
+    }
+
+    /// Returns the index in a list of the defaults of an item of a complete route, which need not take the whole list.
+    fn place_in(&self, list: &Value, index: usize, pointer: &str, number: usize) -> usize {
+        let complete = self.routes.get(index).zip(self.defaults.as_ref()).map(|(route, defaults)| {
+            let mut route = route.clone();
+            route.fill_in(defaults);
+            serde_json::to_value(route).unwrap_or_default()
+        });
+        let complete = complete.unwrap_or_default();
+        let taken = &complete.pointer(pointer).unwrap_or(&Value::Null)[number];
+        let is_taken =
+            |item: &Value| item == taken || !taken["code"].is_null() && item["code"] == taken["code"];
+        let mut items = list.as_array().into_iter().flatten();
+        if is_taken(&list[number]) { number } else { items.position(is_taken).unwrap_or(number) }
     }
 
     /// Returns the fields of the defaults that no route takes, such as `key.headers`.
@@ -238,19 +275,22 @@ impl RouteSpec {
         if self.pass {
             return;
         }
-        if self.ttl.is_none() && self.max_ttl.is_none() {
+        let statuses = statuses.as_deref().map(|statuses| self.fitting(statuses));
+        fill_list(&mut self.statuses, &statuses);
+        if !self.has_lifetime() {
             self.ttl = *ttl;
             self.max_ttl = *max_ttl;
+            if self.ttl.is_some() {
+                fill(&mut self.ttl_from, ttl_from);
+            }
         }
         if self.ttl.is_some() {
-            fill(&mut self.ttl_from, ttl_from);
             fill(&mut self.ttl_jitter_percent, ttl_jitter_percent);
         }
         if self.grace.is_none() {
             fill(&mut self.stale_while_revalidate, &stale_while_revalidate.or(*grace));
             fill(&mut self.stale_if_error, &stale_if_error.or(*grace));
         }
-        fill_list(&mut self.statuses, statuses);
         fill_list(&mut self.store_despite, store_despite);
         fill(&mut self.set_cookie, set_cookie);
         fill(&mut self.client_directives, client_directives);
@@ -278,11 +318,25 @@ impl RouteSpec {
         fill(&mut self.envelope, envelope);
     }
 
-    fn says_how_long_a_404_is_fresh(&self) -> bool {
-        let covers =
-            |status: &StatusSpec| matches!(status.code, StatusPattern::Code(404) | StatusPattern::Class(4));
-        self.statuses.iter().flatten().any(covers)
+    fn has_lifetime(&self) -> bool {
+        self.ttl.is_some() || self.max_ttl.is_some()
     }
+
+    /// Returns statuses of the defaults as far as they go with the lifetimes that the route sets itself.
+    fn fitting(&self, statuses: &[StatusSpec]) -> Vec<StatusSpec> {
+        let fits = |status: &&StatusSpec| self.not_found_ttl.is_none() || !has_404(status);
+        let takes_ttl = !self.has_lifetime();
+        let fitting = statuses.iter().filter(fits);
+        fitting.map(|status| StatusSpec { ttl: status.ttl.filter(|_| takes_ttl), ..status.clone() }).collect()
+    }
+
+    fn says_how_long_a_404_is_fresh(&self) -> bool {
+        self.statuses.iter().flatten().any(has_404)
+    }
+}
+
+fn has_404(status: &StatusSpec) -> bool {
+    matches!(status.code, StatusPattern::Code(404) | StatusPattern::Class(4))
 }
 
 impl KeySpec {
@@ -290,9 +344,9 @@ impl KeySpec {
         let Self { query, host, headers, ignore_headers, cookies, body } = defaults;
         self.query = filled(self.query.take(), query.as_ref(), KeyQuery::fill_in);
         fill(&mut self.host, host);
-        fill_list(&mut self.headers, headers);
+        add(&mut self.headers, headers, str::eq_ignore_ascii_case);
         fill_list(&mut self.ignore_headers, ignore_headers);
-        fill_list(&mut self.cookies, cookies);
+        add(&mut self.cookies, cookies, str::eq);
         fill(&mut self.body, body);
     }
 }
@@ -313,12 +367,9 @@ impl KeyQuery {
 impl Bypass {
     fn fill_in(&mut self, defaults: &Self) {
         let Self { query, headers, cookies } = defaults;
-        for (own, default) in
-            [(&mut self.query, query), (&mut self.headers, headers), (&mut self.cookies, cookies)]
-        {
-            fill(own, default);
-            own.take_if(|names| names.is_empty());
-        }
+        add_values(&mut self.query, query, str::eq);
+        add_values(&mut self.headers, headers, str::eq_ignore_ascii_case);
+        add_values(&mut self.cookies, cookies, str::eq);
     }
 }
 
@@ -332,6 +383,35 @@ fn fill<T: Clone>(own: &mut Option<T>, default: &Option<T>) {
 fn fill_list<T: Clone>(own: &mut Option<Vec<T>>, default: &Option<Vec<T>>) {
     fill(own, default);
     own.take_if(|list| list.is_empty());
+}
+
+/// Adds names of the defaults, unless the route's list is empty.
+fn add(own: &mut Option<Vec<String>>, default: &Option<Vec<String>>, is_same: fn(&str, &str) -> bool) {
+    if let Some(names) = own.as_mut().filter(|names| !names.is_empty()) {
+        for name in default.iter().flatten() {
+            if !names.iter().any(|known| is_same(known, name)) {
+                names.push(name.clone());
+            }
+        }
+    }
+    fill_list(own, default);
+}
+
+/// Adds names of the defaults with their values, unless the route's map is empty.
+fn add_values(
+    own: &mut Option<BTreeMap<String, String>>,
+    default: &Option<BTreeMap<String, String>>,
+    is_same: fn(&str, &str) -> bool,
+) {
+    if let Some(values) = own.as_mut().filter(|values| !values.is_empty()) {
+        for (name, value) in default.iter().flatten() {
+            if !values.keys().any(|known| is_same(known, name)) {
+                values.insert(name.clone(), value.clone());
+            }
+        }
+    }
+    fill(own, default);
+    own.take_if(|values| values.is_empty());
 }
 
 /// Returns an object, filled in; `None` if it says nothing.

@@ -25,7 +25,7 @@ pub struct KeySpec {
     #[schemars(
         length(max = 16),
         inner(length(min = 1, max = 128)),
-        extend("x-kubernetes-validations" = rule(
+        extend("x-kubernetes-list-type" = "atomic", "x-kubernetes-validations" = rule(
             &format!("self.all(h, h.matches('{TOKEN}'))"),
             "list names of headers, such as Accept-Language",
         ))
@@ -39,7 +39,7 @@ pub struct KeySpec {
     #[schemars(
         length(max = 16),
         inner(length(min = 1, max = 128)),
-        extend("x-kubernetes-validations" = rule(
+        extend("x-kubernetes-list-type" = "atomic", "x-kubernetes-validations" = rule(
             &format!("self.all(h, h.matches('{TOKEN}'))"),
             "list names of headers, such as Cookie",
         ))
@@ -52,7 +52,7 @@ pub struct KeySpec {
     #[schemars(
         length(max = 16),
         inner(length(min = 1, max = 128)),
-        extend("x-kubernetes-list-type" = "set", "x-kubernetes-validations" = rule(
+        extend("x-kubernetes-list-type" = "atomic", "x-kubernetes-validations" = rule(
             &format!("self.all(c, c.matches('{TOKEN}'))"),
             "list names of cookies, such as language",
         ))
@@ -101,12 +101,12 @@ pub struct KeyQuery {
     /// application might read as one of these are included too, such as `PAGE` and `page[]` for `page`, and so are
     /// those that `bypass` examines. To leave out the whole query, set `ignore: ["*"]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 32), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(min = 1, max = 32), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "atomic"))]
     pub allow: Option<Vec<String>>,
 
     /// Parameters to leave out of the key; a `*` at the end stands for the rest of a name, as in `utm_*`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 32), inner(length(min = 1, max = 128)))]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "atomic"))]
     pub ignore: Option<Vec<String>>,
 
     /// Significance of the order of parameters: `AsSent` distinguishes `?a=1&b=2` from `?b=2&a=1`, `Sorted` does not.

@@ -41,7 +41,7 @@ pub struct RouteSpec {
     /// Statuses whose responses are stored. Default: 200 if the route has a `ttl`, otherwise those that RFC 9111
     /// allows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["code"]))]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
     pub statuses: Option<Vec<StatusSpec>>,
 
     /// Time after its expiry that a stale response is served at once while a new one is fetched in the background (RFC
@@ -65,7 +65,7 @@ pub struct RouteSpec {
     /// Restrictions in response headers that are overridden, so that the response is stored regardless. Many frameworks
     /// send `no-store` by default; first make sure that yours does not mean it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 3), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 3), extend("x-kubernetes-list-type" = "atomic"))]
     pub store_despite: Option<Vec<Despite>>,
 
     /// Treatment of responses that set a cookie. Default `Refuse`.
@@ -378,19 +378,19 @@ pub struct Bypass {
     /// Query parameters, each with the value that bypasses the cache, such as `nocache: "true"`; `"*"` matches any
     /// value. A `*` at the end of a name stands for its rest, as in `preview_*`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
+    #[schemars(extend("x-kubernetes-map-type" = "atomic", "maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
     pub query: Option<BTreeMap<String, String>>,
 
     /// Request headers, each with the value that bypasses the cache, such as `x-preview: "1"`; `"*"` matches any value. Names match in any case,
     /// and with `_` for `-`; values match in any case, quoted, and as a member of a list, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
+    #[schemars(extend("x-kubernetes-map-type" = "atomic", "maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
     pub headers: Option<BTreeMap<String, String>>,
 
     /// Cookies, each with the value that bypasses the cache, such as `session: "*"`; `"*"` matches any value. A `*` at the end of a name
     /// stands for its rest, as in `wordpress_logged_in_*`. A request
     /// with other cookies still passes through unless `key.cookies`, `key.headers` or `key.ignoreHeaders` covers them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
+    #[schemars(extend("x-kubernetes-map-type" = "atomic", "maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
     pub cookies: Option<BTreeMap<String, String>>,
 }

@@ -14,7 +14,7 @@ use crate::{
     lifetimes::StoreDespite,
     names::could_be,
     policy::{
-        FieldError, Source,
+        Source,
         check::tiers::asked_query_parameters,
         hosts::HostPattern,
         route::{BypassRules, DEFAULT_COLLAPSE_TIMEOUT, Route},
@@ -33,7 +33,8 @@ const MAX_KEYED_BODY: ByteSize = ByteSize(1 << 20);
 const DEFAULT_RETRY_INTERVAL: time::Duration = time::Duration::from_secs(1);
 
 impl Check {
-    /// Compiles a route that is filled in with the defaults. An error in what it takes from them is theirs, and named once.
+    /// Compiles a route that is filled in with the defaults. An error that it does not have by itself, in what it takes from them, is
+    /// theirs, and named once.
     pub(in crate::policy) fn written_route(
         &mut self,
         index: usize,
@@ -44,10 +45,14 @@ impl Check {
         let mut errors = Self::default();
         let compiled = errors.route(index, route, known_sources);
         let at = format!("spec.routes[{index}].");
-        for FieldError { path, message } in errors.problems {
-            let path =
-                path.strip_prefix(&at).map_or_else(|| path.clone(), |field| spec.written_at(index, field));
-            let error = FieldError { path, message };
+        let mut own = Self::default();
+        if let Some(route) = spec.routes.get(index).filter(|_| !errors.problems.is_empty()) {
+            own.route(index, route, known_sources);
+        }
+        for mut error in errors.problems {
+            if let Some(field) = error.path.strip_prefix(&at).filter(|_| !own.problems.contains(&error)) {
+                error.path = spec.written_at(index, field);
+            }
             if !self.problems.contains(&error) {
                 self.problems.push(error);
             }
@@ -87,10 +92,11 @@ impl Check {
         let sources = self.source_refs(&format!("{at}.from"), from, &matches.path, known_sources);
         for name in from.iter().flat_map(asked_query_parameters) {
             if rules.ignores(name) {
-                self.refuse(
-                    &format!("{at}.key.query"),
-                    format!("from uses {{query.{name}}}, which the key leaves out: take it out of ignore"),
+                let message = format!(
+                    "uses {{query.{name}}}, which the key leaves out: list it in key.query.allow of this route, \
+                     or take it out of ignore"
                 );
+                self.refuse(&format!("{at}.from"), message);
             }
             rules.add_query(name);
         }

@@ -71,12 +71,50 @@ fn keys_and_bypasses_are_filled_in_field_by_field() {
     let own = "key: {cookies: [lang], query: {allow: [page]}}, bypass: {query: {b: \"2\"}}";
     let expected = json!({
         "key": {"host": "Ignore", "headers": ["x-tenant"], "cookies": ["lang"], "query": {"allow": ["page"], "order": "Sorted"}},
-        "bypass": {"cookies": {"session": "*"}, "query": {"b": "2"}},
+        "bypass": {"cookies": {"session": "*"}, "query": {"a": "1", "b": "2"}},
     });
     assert_eq!(filled_in(defaults, own), expected);
     let own = "key: {host: Include, headers: [accept-language]}";
-    let key = json!({"host": "Include", "headers": ["accept-language"], "query": {"ignore": ["utm_*"], "order": "Sorted"}});
+    let key = json!({"host": "Include", "headers": ["accept-language", "x-tenant"], "query": {"ignore": ["utm_*"], "order": "Sorted"}});
     assert_eq!(filled_in(defaults, own)["key"], key);
+}
+
+#[test]
+fn own_headers_and_cookies_join_those_of_the_default_key() {
+    let defaults = "{key: {headers: [X-Tenant, a], cookies: [lang]}, bypass: {query: {a: \"1\"}, headers: {X-Preview: \"1\"}, cookies: {s: \"*\"}}}";
+    let own = "key: {headers: [b, x-tenant], cookies: [LANG]}, bypass: {query: {a: \"2\"}, headers: {x-preview: \"2\", c: \"*\"}, cookies: {t: \"*\"}}";
+    let expected = json!({
+        "key": {"headers": ["b", "x-tenant", "a"], "cookies": ["LANG", "lang"]},
+        "bypass": {"query": {"a": "2"}, "headers": {"x-preview": "2", "c": "*"}, "cookies": {"s": "*", "t": "*"}},
+    });
+    assert_eq!(filled_in(defaults, own), expected);
+    let none = "key: {headers: [], cookies: []}, bypass: {query: {}, headers: {}, cookies: {}}";
+    assert_eq!(filled_in(defaults, none), json!({}));
+}
+
+#[test]
+fn own_lifetime_holds_for_the_statuses_of_the_defaults() {
+    let defaults =
+        "{ttl: 1m, ttlFrom: {header: x-ttl}, statuses: [{code: 200, ttl: 2m}, {code: 404, ttl: 10s}]}";
+    let codes = json!([{"code": 200}, {"code": 404}]);
+    assert_eq!(filled_in(defaults, "ttl: 5s"), json!({"ttl": "5s", "statuses": codes}));
+    assert_eq!(filled_in(defaults, "maxTTL: 5s"), json!({"maxTTL": "5s", "statuses": codes}));
+    let all = json!({"ttl": "1m", "ttlFrom": {"header": "x-ttl"}, "statuses": [{"code": 200, "ttl": "2m"}, {"code": 404, "ttl": "10s"}]});
+    assert_eq!(filled_in(defaults, ""), all);
+}
+
+#[test]
+fn own_not_found_ttl_replaces_the_statuses_that_say_it() {
+    let route = "notFoundTTL: 1s, from: [{application: {}}]";
+    for code in ["404", "4xx"] {
+        let listed = |codes: &str| format!("{{ttl: 1m, statuses: [{codes}{{code: {code}, ttl: 10s}}]}}");
+        let expected = json!({"ttl": "1m", "notFoundTTL": "1s", "statuses": [{"code": 200}]});
+        assert_eq!(filled_in(&listed("{code: 200}, "), route), expected);
+        Policy::compile(&spec(&listed("{code: 200}, "), &[route])).unwrap();
+        assert_eq!(filled_in(&listed(""), route), json!({"ttl": "1m", "notFoundTTL": "1s"}));
+    }
+    let found = errors("{ttl: 1m, statuses: [{code: 404}, {code: 304}]}", &[route]);
+    assert!(found.len() == 1 && found[0].starts_with("spec.defaults.statuses[1].code: "), "{found:?}");
 }
 
 #[test]
@@ -146,6 +184,33 @@ fn error_in_the_defaults_is_named_once_and_there() {
         "spec.routes[1].key.cookies[0]: \"c;\" is not the name of a cookie",
     ];
     assert_eq!(found, expected);
+}
+
+#[test]
+fn error_in_a_list_that_a_route_adds_to_is_named_where_it_is_written() {
+    let defaults = "{key: {headers: [a, \"b c\"]}, bypass: {headers: {\"d e\": \"1\"}}}";
+    let own =
+        ["key: {headers: [A, \"f g\"]}, bypass: {headers: {\"h i\": \"1\"}}", "key: {headers: [x]}", ""];
+    let expected = [
+        "spec.routes[0].key.headers[1]: \"f g\" is not the name of a header",
+        "spec.defaults.key.headers[1]: \"b c\" is not the name of a header",
+        "spec.defaults.bypass.headers: \"d e\" is not the name of a header",
+        "spec.routes[0].bypass.headers: \"h i\" is not the name of a header",
+    ];
+    assert_eq!(errors(defaults, &own), expected);
+}
+
+#[test]
+fn parameter_of_a_source_that_the_defaults_leave_out_is_named_at_the_route() {
+    let from = "ttl: 1m, from: [{postgres: {source: db, query: \"select {query.q}\"}}]";
+    let found = errors("{key: {query: {ignore: [\"*\"]}}}", &[from]);
+    let expected = "spec.routes[0].from: uses {query.q}, which the key leaves out: list it in key.query.allow of this route, or take it out of ignore";
+    assert_eq!(found, [expected]);
+    Policy::compile(&spec(
+        "{key: {query: {ignore: [\"*\"]}}}",
+        &[&format!("{from}, key: {{query: {{allow: [q]}}}}")],
+    ))
+    .unwrap();
 }
 
 #[test]
