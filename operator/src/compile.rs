@@ -6,7 +6,7 @@ use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::O
 use larder_api::{annotations, config_map, labels, names};
 use larder_crds::RolloutStrategy;
 use larder_policy::{
-    Destinations, Document, Metadata, Policy, document,
+    Destinations, Document, FieldError, Metadata, Policy, document,
     spec::{CacheSpec, Invalidation, SecretKeyRef},
 };
 
@@ -58,11 +58,12 @@ pub fn compile(
             from.file = Some(format!("{}/{}", secret_folder(&secret.name), secret.key));
         }
     }
-    Policy::compile(&spec)
-        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
+    check(&spec)?;
     // Sidecars of an earlier version, which know no defaults, read complete routes as they are meant.
     spec.complete();
     bounds.cap(&mut spec);
+    // Sidecars compile the document, which differs from what was checked.
+    check(&spec)?;
     let compiled = write(owner, spec, &bounds.destinations);
     if compiled.yaml.len() > MAX_DOCUMENT {
         return Err(format!(
@@ -73,6 +74,11 @@ pub fn compile(
         ));
     }
     Ok(compiled)
+}
+
+fn check(spec: &CacheSpec) -> Result<(), String> {
+    let joined = |errors: Vec<FieldError>| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
+    Policy::compile(spec).map(drop).map_err(|errors| joined(errors).join("; "))
 }
 
 /// Returns the document with which a policy's sidecars pass everything through.
@@ -217,6 +223,21 @@ mod tests {
         }
         let error = compile(OWNER, &with(json!({"ttl": "0s"})), &[], &bounds).unwrap_err();
         assert_eq!(error, "spec.defaults.ttl: must be longer than 0s");
+    }
+
+    #[test]
+    fn document_within_bounds_is_one_that_sidecars_accept() {
+        let routes = json!([
+            {"name": "admin", "match": {"path": "/admin/{*path}"}, "pass": true},
+            {"name": "site", "match": {"path": "/{*path}"}},
+        ]);
+        let policy = spec(json!({"defaults": {"grace": "5m"}, "routes": routes})).cache;
+        let bounds = Bounds::parse(r#"{"maxTTL": "1h"}"#).unwrap();
+        let compiled = compile(OWNER, &policy, &[], &bounds).unwrap();
+        let document = Document::parse(&compiled.yaml).unwrap().spec;
+        Policy::compile(&document).unwrap();
+        assert_eq!(document.routes[0].max_ttl, None);
+        assert_eq!(document.routes[1].max_ttl.unwrap().to_string(), "1h");
     }
 
     #[test]
