@@ -12,7 +12,7 @@
 //! - Both directions of header compression stay in step: the guard owns the client's dynamic table and hands its
 //!   header lists to hyper without one; hyper and the guard respond without one.
 //! - The guard sends no more than the client granted, and hyper is never starved ([`window`]).
-//! - A client that does not read its responses has no more of them made: nothing is sent from memory while
+//! - A client that does not read its responses has no more of them made: nothing is sent from memory, and no interim response, while
 //!   [`MAX_BATCH`] bytes wait.
 //!
 //! # Assumptions
@@ -72,7 +72,7 @@ use crate::{
 const PREFACE: usize = 24;
 /// Size of a read in bytes.
 const READ_SIZE: usize = 8 << 10;
-/// Number of bytes from memory that wait to be written at most, before the last response.
+/// Number of the guard's bytes that wait to be written at most, before the last response.
 const MAX_BATCH: usize = 64 << 10;
 /// Maximum length of a body that is sent from memory.
 const MAX_BODY: usize = 64 << 10;
@@ -304,14 +304,17 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, R: Http2Responder + Unpin> Http2Guard<I
         self.written < self.output.len()
     }
 
-    /// Returns true if so much waits to be written that nothing more is sent from memory.
+    /// Returns true if so much waits to be written that the guard adds nothing to it.
     fn is_full(&self) -> bool {
         self.output.len() - self.written >= MAX_BATCH
     }
 
-    /// Puts interim responses behind what waits to be written.
+    /// Puts interim responses behind what waits to be written. A client that does not read may do without them.
     fn take_interims(&mut self) {
         for mut interim in self.shared.interims.take() {
+            if self.is_full() {
+                return;
+            }
             if mem::take(&mut self.settings.must_empty_table) {
                 interim.block.insert(0, hpack::EMPTY_TABLE);
             }

@@ -6,7 +6,7 @@ use axum::Router;
 use bytes::Bytes;
 use futures::future::{BoxFuture, ready};
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{CONNECTION, EXPECT, TRAILER},
     uri::PathAndQuery,
 };
@@ -134,11 +134,11 @@ impl Client {
         }
     }
 
-    /// Sends an interim response (RFC 9110, section 15.2) ahead of the final one.
-    fn send_interim(&self, status: StatusCode, headers: &HeaderMap) {
+    /// Sends an interim response (RFC 9110, section 15.2) ahead of the final one, without the header fields in `removed`.
+    fn send_interim(&self, status: StatusCode, headers: &HeaderMap, removed: &[HeaderName]) {
         match (&self.handoff, &self.stream) {
-            (Some(handoff), _) => handoff.send_interim(status, headers),
-            (None, Some(stream)) => stream.send(status, headers),
+            (Some(handoff), _) => handoff.send_interim(status, headers, removed),
+            (None, Some(stream)) => stream.send(status, headers, removed),
             (None, None) => {}
         }
     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures::task::AtomicWaker;
-use http::{HeaderMap, Request, StatusCode, header::CONTENT_LENGTH};
+use http::{HeaderMap, HeaderName, Request, StatusCode, header::CONTENT_LENGTH};
 use parking_lot::Mutex;
 
 use super::{RequestError, aside::Aside};
@@ -87,7 +87,7 @@ impl Handoff {
     /// Tells the client to send the body that it has announced (RFC 9110, section 15.2.1).
     pub fn go_on(&self) {
         if !self.told_to_go_on.swap(true, Ordering::Relaxed) {
-            self.send_interim(StatusCode::CONTINUE, &HeaderMap::new());
+            self.send_interim(StatusCode::CONTINUE, &HeaderMap::new(), &[]);
         }
     }
 
@@ -119,9 +119,9 @@ impl Handoff {
         RequestError::ALL.get(usize::from(index)).copied()
     }
 
-    /// Sends an interim response (RFC 9110, section 15.2) ahead of the current response.
-    pub fn send_interim(&self, status: StatusCode, headers: &HeaderMap) {
-        write_interim(&mut self.interim.lock(), status, headers);
+    /// Sends an interim response (RFC 9110, section 15.2) ahead of the current response, without the header fields in `removed`.
+    pub fn send_interim(&self, status: StatusCode, headers: &HeaderMap, removed: &[HeaderName]) {
+        write_interim(&mut self.interim.lock(), status, headers, removed);
         self.has_interim.store(true, Ordering::Release);
         self.waker.wake();
     }
@@ -146,20 +146,23 @@ impl Handoff {
     }
 }
 
-/// Writes an interim response (RFC 9110, section 15.2).
-pub fn write_interim(output: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap) {
+/// Writes an interim response (RFC 9110, section 15.2) without the header fields in `removed`.
+pub fn write_interim(output: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap, removed: &[HeaderName]) {
     output.extend_from_slice(format!("HTTP/1.1 {status}\r\n").as_bytes());
-    write_fields(output, &fields_of_interim(headers));
+    write_fields(output, &fields_of_interim(headers, removed));
     output.extend_from_slice(b"\r\n");
 }
 
 /// Returns the fields of an interim response that are passed on: without hop-by-hop fields, without `Content-Length`, which it must not
-/// have (RFC 9110, section 8.6), and without `Larder-Purge`, which counts in final responses alone.
-pub fn fields_of_interim(headers: &HeaderMap) -> HeaderMap {
+/// have (RFC 9110, section 8.6), without `Larder-Purge`, which counts in final responses alone, and without those in `removed`.
+pub fn fields_of_interim(headers: &HeaderMap, removed: &[HeaderName]) -> HeaderMap {
     let mut headers = headers.clone();
     remove_hop_by_hop(&mut headers);
     headers.remove(CONTENT_LENGTH);
     headers.remove(&LARDER_PURGE);
+    for name in removed {
+        headers.remove(name);
+    }
     headers
 }
 

@@ -138,7 +138,7 @@ async fn answer(
             yield_now().await;
         }
         for _ in 0..interims {
-            handoff.send_interim(StatusCode::EARLY_HINTS, &http::HeaderMap::new());
+            handoff.send_interim(StatusCode::EARLY_HINTS, &http::HeaderMap::new(), &[]);
             yield_now().await;
         }
         body_of(&target).into()

@@ -19,7 +19,7 @@ use std::{
 };
 
 use futures::task::AtomicWaker;
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, HeaderName, Request, StatusCode};
 use parking_lot::Mutex;
 
 use super::hpack;
@@ -118,18 +118,20 @@ impl InterimStream {
         }
     }
 
-    /// Sends an interim response.
-    pub fn send(&self, status: StatusCode, headers: &HeaderMap) {
-        if self.0.state.lock().is_open {
-            self.push(status, headers);
+    /// Sends an interim response without the header fields in `removed`.
+    pub fn send(&self, status: StatusCode, headers: &HeaderMap, removed: &[HeaderName]) {
+        // Locked until it waits: a stream that is closed in between would have it behind its final response.
+        let state = self.0.state.lock();
+        if state.is_open {
+            self.push(status, &fields_of_interim(headers, removed));
         }
     }
 
-    /// Adds an interim response to those that wait. The caller knows that the stream is open.
+    /// Adds an interim response to those that wait. The caller holds the lock of a stream that is open.
     fn push(&self, status: StatusCode, headers: &HeaderMap) {
         let mut block = Vec::new();
         hpack::status(&mut block, status.as_str().as_bytes());
-        for (name, value) in &fields_of_interim(headers) {
+        for (name, value) in headers {
             hpack::field(&mut block, name.as_str().as_bytes(), value.as_bytes());
         }
         self.0.interims.push(Interim { stream: self.0.number, block });

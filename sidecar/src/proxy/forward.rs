@@ -4,7 +4,7 @@ use std::{future::poll_fn, net::IpAddr, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::{HeaderValue, Request, Response, StatusCode, Version, header::HOST};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version, header::HOST};
 use http_body::Body as _;
 use http_body_util::Either;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
@@ -70,7 +70,8 @@ impl Proxy {
     ) -> Exchange {
         let mut request = outgoing(request, client.address);
         let abandoned = Abandoned::default();
-        pass_interim_responses(&mut request, client, &abandoned);
+        let snapshot = self.config.snapshot_guard();
+        pass_interim_responses(&mut request, client, &abandoned, snapshot.policy().removed_headers());
         if let Some(protocol) = protocol {
             headers::ask_for_upgrade(request.headers_mut(), protocol);
         }
@@ -81,7 +82,7 @@ impl Proxy {
                 at_hand => at_hand,
             });
         }
-        let limit = application_timeout(&self.config.snapshot_guard());
+        let limit = application_timeout(&snapshot);
         Exchange::new(self.upstream.clone(), request, refused, abandoned, limit)
     }
 
@@ -150,7 +151,8 @@ impl Proxy {
                 100 => {}
                 102..200 => {
                     if let Ok(response) = head.response() {
-                        request.client.send_interim(response.status(), response.headers());
+                        let removed = request.snapshot.policy().removed_headers();
+                        request.client.send_interim(response.status(), response.headers(), removed);
                     }
                 }
                 _ => {
@@ -242,19 +244,26 @@ pub(super) fn outgoing(request: Request<RequestBody>, client: IpAddr) -> Request
     Request::from_parts(head, body)
 }
 
-/// Passes interim responses on (RFC 9110, section 15.2), except for 101 and a 100 that the client does not expect.
-fn pass_interim_responses(request: &mut Request<RequestBody>, client: &Client, abandoned: &Abandoned) {
+/// Passes interim responses on (RFC 9110, section 15.2), except for 101 and a 100 that the client does not expect, without the header
+/// fields in `removed`.
+fn pass_interim_responses(
+    request: &mut Request<RequestBody>,
+    client: &Client,
+    abandoned: &Abandoned,
+    removed: &[HeaderName],
+) {
     if !client.takes_interim() || request.version() < Version::HTTP_11 {
         return;
     }
     // The request's work does not last as long as this.
     let client = Client { work: None, ..client.clone() };
     let (expects, abandoned) = (headers::expects_to_go_on(request.headers()), abandoned.clone());
+    let removed = removed.to_vec();
     request.extensions_mut().insert(OnInterim::new(move |status, headers| match status.as_u16() {
         // The client has a final response, and may be waiting for the next one.
         _ if abandoned.is_set() => {}
         100 if expects => client.send_go_on(),
-        102.. => client.send_interim(status, headers),
+        102.. => client.send_interim(status, headers, &removed),
         _ => {}
     }));
 }

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use futures::future::join_all;
 use h2::client::{ResponseFuture, SendRequest};
 use http::{Method, Request, Response};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use super::{
-    harness::{Policy, Sidecar, Steps, until},
+    harness::{Policy, Sidecar, Steps, read_head, until},
     http2_hits::{ask, connect},
 };
 
@@ -91,6 +92,38 @@ async fn early_hints_precede_the_response_and_are_not_stored() {
             assert_eq!(status, 200);
             assert!(headers["cache-status"].to_str().unwrap().contains("larder; hit"), "{headers:?}");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interim_responses_lose_the_headers_that_the_policy_removes() {
+    const TAGGED: &str =
+        "HTTP/1.1 103 Early Hints\r\nSurrogate-Key: a\r\nLink: </a.css>; rel=preload\r\n\r\n";
+    let origin = Steps::answering(
+        |head: &str| vec![if is_request(head) { [TAGGED, FINAL].concat() } else { FINAL.to_owned() }],
+        false,
+    )
+    .await;
+    let policy = Policy::new(
+        "routes: [{name: a, match: {path: /a}, ttl: 60s, tagsFrom: {headers: [surrogate-key], remove: true}}]",
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let client = connect(sidecar.address, 1 << 20).await;
+    for (method, path) in [(Method::GET, "/a"), (Method::GET, "/other"), (Method::POST, "/a")] {
+        let request = Request::builder().method(method.clone());
+        let (mut response, _) = send(&client, request, path, false).await;
+        let interim = interim(&mut response).await.expect("an interim response");
+        assert_eq!(interim.headers().keys().collect::<Vec<_>>(), ["link"], "{method} {path}");
+        assert_eq!(body(response).await, "ok");
+    }
+    for (path, fields) in [("/a?1", ""), ("/other", ""), ("/other", "TE: trailers\r\n")] {
+        let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: shop.test\r\n{fields}\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let interim =
+            tokio::time::timeout(TEST_TIMEOUT, read_head(&mut client)).await.unwrap().to_lowercase();
+        assert!(interim.starts_with("http/1.1 103") && interim.contains("link:"), "{interim}");
+        assert!(!interim.contains("surrogate-key"), "{path} {fields}: {interim}");
     }
 }
 

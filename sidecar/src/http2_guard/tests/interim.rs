@@ -12,7 +12,7 @@ pub(super) fn send_hints(stream: Option<InterimStream>, path: &str) {
     let length = if path.starts_with("/hints-large") { 20_000 } else { 20 };
     let link = HeaderValue::from_str(&"x".repeat(length)).unwrap();
     let headers = HeaderMap::from_iter([(HeaderName::from_static("link"), link)]);
-    (0..count).for_each(|_| stream.send(StatusCode::EARLY_HINTS, &headers));
+    (0..count).for_each(|_| stream.send(StatusCode::EARLY_HINTS, &headers, &[]));
 }
 
 /// Returns the status in a header block.
@@ -71,13 +71,13 @@ fn closed_stream_takes_no_interim_response() {
     let stream = stream.unwrap();
     assert!(request.headers().is_empty());
     let open = stream.closed_on_drop();
-    stream.send(StatusCode::EARLY_HINTS, &HeaderMap::new());
+    stream.send(StatusCode::EARLY_HINTS, &HeaderMap::new(), &[]);
     stream.go_on();
     stream.go_on();
     let taken: Vec<_> = interims.take().into_iter().map(|one| (one.stream, status_of(&one.block))).collect();
     assert_eq!(taken, [(43, "103".to_owned()), (43, "100".to_owned())]);
     drop(open);
-    stream.send(StatusCode::EARLY_HINTS, &HeaderMap::new());
+    stream.send(StatusCode::EARLY_HINTS, &HeaderMap::new(), &[]);
     stream.go_on();
     assert!(interims.take().is_empty());
 }
@@ -86,12 +86,50 @@ fn closed_stream_takes_no_interim_response() {
 fn waiting_responses_are_forgotten_with_their_stream_and_bounded() {
     let interims = Arc::<Interims>::default();
     let streams = ["00000001", "00000003"].map(|value| told(&interims, value).1.unwrap());
-    streams.iter().for_each(|stream| stream.send(StatusCode::EARLY_HINTS, &HeaderMap::new()));
+    streams.iter().for_each(|stream| stream.send(StatusCode::EARLY_HINTS, &HeaderMap::new(), &[]));
     interims.forget(1);
     assert_eq!(interims.take().iter().map(|one| one.stream).collect::<Vec<_>>(), [3]);
     let long = HeaderValue::from_str(&"x".repeat(1000)).unwrap();
     let headers = HeaderMap::from_iter([(HeaderName::from_static("link"), long)]);
-    (0..1000).for_each(|_| streams[0].send(StatusCode::EARLY_HINTS, &headers));
+    (0..1000).for_each(|_| streams[0].send(StatusCode::EARLY_HINTS, &headers, &[]));
     assert!((50..70).contains(&interims.take().len()));
     assert!(told(&interims, "a stream").1.is_none());
+}
+
+#[test]
+fn interim_responses_that_a_client_does_not_read_are_bounded() {
+    let budget = Arc::<Budget>::default();
+    let interims = Arc::<Interims>::default();
+    let shared = Shared {
+        place: Arc::new(budget.connections.admit().unwrap()),
+        in_progress: Arc::default(),
+        is_used: Arc::default(),
+        interims: Arc::clone(&interims),
+    };
+    let mut guard = Http2Guard::new(duplex(1).0, b"", Now, &budget, shared);
+    let stream = told(&interims, "00000001").1.unwrap();
+    let long = HeaderValue::from_str(&"x".repeat(1000)).unwrap();
+    let headers = HeaderMap::from_iter([(HeaderName::from_static("link"), long)]);
+    for _ in 0..1000 {
+        stream.send(StatusCode::EARLY_HINTS, &headers, &[]);
+        guard.take_interims();
+    }
+    assert!((MAX_BATCH..MAX_BATCH + 2000).contains(&guard.output.len()), "{}", guard.output.len());
+}
+
+#[test]
+fn interim_responses_never_follow_the_end_of_their_stream() {
+    for _ in 0..200 {
+        let interims = Arc::<Interims>::default();
+        let stream = told(&interims, "00000001").1.unwrap();
+        let open = stream.closed_on_drop();
+        let sender = std::thread::spawn(move || {
+            (0..100).for_each(|_| stream.send(StatusCode::EARLY_HINTS, &HeaderMap::new(), &[]));
+        });
+        std::thread::yield_now();
+        drop(open);
+        interims.take();
+        sender.join().unwrap();
+        assert!(interims.take().is_empty());
+    }
 }

@@ -131,7 +131,8 @@ impl DirectExchange {
                 100 => {}
                 102..200 => {
                     if let Ok(response) = head.response() {
-                        write_interim(output, response.status(), response.headers());
+                        let removed = self.snapshot.policy().removed_headers();
+                        write_interim(output, response.status(), response.headers(), removed);
                     }
                 }
                 _ => return Poll::Ready(Ok(head)),
