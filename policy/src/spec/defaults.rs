@@ -5,8 +5,8 @@
 //!   `key.cookies` and the maps of `bypass` are added to: a route that adds a header to its key would otherwise share responses that the
 //!   headers of the default key tell apart. Other lists and objects replace as a whole. An empty list or map takes none.
 //! - Of fields that exclude or stand for each other (`ttl` and `maxTTL`; `allow` and `ignore`; `grace`, `staleWhileRevalidate` and
-//!   `staleIfError`), those of the route replace those of the defaults. A lifetime of the route holds for all statuses, so that it takes
-//!   no `ttlFrom` and no `ttl` of a status; and a `notFoundTTL` of the route is about 404s in place of `statuses`.
+//!   `staleIfError`), those of the route replace those of the defaults. A lifetime of the route is that of successes, and bounds
+//!   that of other statuses; it takes no `ttlFrom`; and a `notFoundTTL` of the route is about 404s in place of `statuses`.
 //! - What does not apply to a route is not taken: nothing where the route passes, `key.body` without POST, `notFoundTTL` without
 //!   `from`, and what is about a `ttl` without one.
 //! - Routes that were filled in once are complete: sidecars that know no defaults read them as they are meant.
@@ -49,8 +49,8 @@ pub struct RouteDefaults {
     #[serde(default, rename = "maxTTL", skip_serializing_if = "Option::is_none")]
     pub max_ttl: Option<Duration>,
 
-    /// Statuses whose responses are stored, on routes without `statuses`: without their `ttl` where the route has a `ttl` or `maxTTL`
-    /// of its own, and without 404 and `4xx` where it has `notFoundTTL`.
+    /// Statuses whose responses are stored, on routes without `statuses`: where the route has a `ttl` or `maxTTL` of its own,
+    /// that replaces their `ttl` if they are successes or it is shorter; and without 404 and `4xx` where it has `notFoundTTL`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
     pub statuses: Option<Vec<StatusSpec>>,
@@ -325,14 +325,24 @@ impl RouteSpec {
     /// Returns statuses of the defaults as far as they go with the lifetimes that the route sets itself.
     fn fitting(&self, statuses: &[StatusSpec]) -> Vec<StatusSpec> {
         let fits = |status: &&StatusSpec| self.not_found_ttl.is_none() || !has_404(status);
-        let takes_ttl = !self.has_lifetime();
+        // A shorter one of an error is no lifetime that the route says otherwise.
+        let takes = |status: &StatusSpec, ttl: &Duration| match self.ttl.or(self.max_ttl) {
+            None => true,
+            Some(own) => !is_success(status) && *ttl <= own,
+        };
         let fitting = statuses.iter().filter(fits);
-        fitting.map(|status| StatusSpec { ttl: status.ttl.filter(|_| takes_ttl), ..status.clone() }).collect()
+        fitting
+            .map(|status| StatusSpec { ttl: status.ttl.filter(|ttl| takes(status, ttl)), ..status.clone() })
+            .collect()
     }
 
     fn says_how_long_a_404_is_fresh(&self) -> bool {
         self.statuses.iter().flatten().any(has_404)
     }
+}
+
+fn is_success(status: &StatusSpec) -> bool {
+    matches!(status.code, StatusPattern::Code(200..=299) | StatusPattern::Class(2))
 }
 
 fn has_404(status: &StatusSpec) -> bool {

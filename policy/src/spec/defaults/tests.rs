@@ -93,12 +93,14 @@ fn own_headers_and_cookies_join_those_of_the_default_key() {
 }
 
 #[test]
-fn own_lifetime_holds_for_the_statuses_of_the_defaults() {
+fn own_lifetime_replaces_that_of_successes_and_bounds_that_of_errors() {
     let defaults =
         "{ttl: 1m, ttlFrom: {header: x-ttl}, statuses: [{code: 200, ttl: 2m}, {code: 404, ttl: 10s}]}";
     let codes = json!([{"code": 200}, {"code": 404}]);
     assert_eq!(filled_in(defaults, "ttl: 5s"), json!({"ttl": "5s", "statuses": codes}));
     assert_eq!(filled_in(defaults, "maxTTL: 5s"), json!({"maxTTL": "5s", "statuses": codes}));
+    let codes = json!([{"code": 200}, {"code": 404, "ttl": "10s"}]);
+    assert_eq!(filled_in(defaults, "ttl: 1h"), json!({"ttl": "1h", "statuses": codes}));
     let all = json!({"ttl": "1m", "ttlFrom": {"header": "x-ttl"}, "statuses": [{"code": 200, "ttl": "2m"}, {"code": 404, "ttl": "10s"}]});
     assert_eq!(filled_in(defaults, ""), all);
 }
