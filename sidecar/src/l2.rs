@@ -46,6 +46,7 @@ mod pending;
 mod recent;
 mod records;
 mod relay;
+mod round_trips;
 #[cfg(test)]
 mod simulation;
 mod subscription;
@@ -66,6 +67,7 @@ use link::{Link, Ordered, PURGE_DEADLINE};
 use message::Origin;
 pub use peers::Acknowledged;
 use records::{Records, Seal};
+use round_trips::RoundTrips;
 use versions::Version;
 
 /// Why Redis did not do what it was asked.
@@ -153,6 +155,7 @@ pub struct L2 {
     question: Question,
     formers: Arc<Formers>,
     _listing: AbortOnDropHandle<()>,
+    round_trips: RoundTrips,
     breakers: Breakers,
     timeout: Duration,
     hard_timeout: Duration,
@@ -195,6 +198,7 @@ impl L2 {
             version,
             formers: Arc::clone(formers),
             _listing: listing,
+            round_trips: RoundTrips::default(),
             breakers: Breakers::new(spec.topology),
             timeout: spec.timeout.0,
             hard_timeout: spec.hard_timeout().0,
@@ -207,11 +211,6 @@ impl L2 {
     /// Returns true if Redis is connected and trusted to respond, and purges of other pods are heard.
     pub fn is_up(&self) -> bool {
         self.takes_purges() && self.breakers.are_closed()
-    }
-
-    /// Returns true if there are purges, or writes, that Redis could not be told of, or that a server in its place may not know of.
-    pub fn has_pending_purges(&self) -> bool {
-        self.link.has_pending_purges()
     }
 
     /// Why it is not connected, or not with the URL and CA that it is given now. It has no password in it.

@@ -103,10 +103,11 @@ impl Purging<'_> {
         }
     }
 
-    /// Returns true if a purge could be made to hold in every pod now: Redis takes purges, or every other pod responds.
+    /// Returns true if a purge could be made to hold in every pod now, as a reply says to what was asked after this was called: Redis
+    /// takes purges, or every other pod responds.
     pub async fn can_hold(self, store: &Store) -> bool {
         match (&store.l2, self.peers) {
-            (Some(l2), _) if l2.takes_purges() => true,
+            (Some(l2), _) if l2.takes_purges_now().await => true,
             (_, Some(peers)) => peers.respond().await,
             // Without Redis, and with no way to other pods, this one is alone.
             (l2, None) => l2.is_none(),

@@ -41,7 +41,9 @@ pub struct Invalidation {
     pub changes: Option<Changes>,
 
     /// Treatment of a write whose purge could not be made to hold in every pod: Redis does not take purges, and some other pod of
-    /// the policy does not respond, either.
+    /// the policy does not respond, either. A write that makes a stored response stale only because `Location` or
+    /// `Content-Location` of its response names that is never refused: this is not known before; with `fromResponses` every write
+    /// counts as one that makes responses stale.
     #[serde(default, skip_serializing_if = "OnPurgeFailure::is_ignore")]
     #[schemars(extend("default" = "Ignore"))]
     pub on_purge_failure: OnPurgeFailure,
@@ -71,8 +73,8 @@ pub enum OnPurgeFailure {
     /// Let the write pass. Pods that are not reached may serve responses from before it until they are, or for their TTL.
     #[default]
     Ignore,
-    /// Refuse the write with a 503 before it reaches the application. Without Redis, each write that makes stored responses
-    /// stale asks every pod first; one lost pod refuses writes until it is gone.
+    /// Refuse the write with a 503 before it reaches the application. Each write that makes stored responses stale waits for a
+    /// reply of Redis first or, without Redis, of every pod; one lost pod refuses writes until it is gone.
     Refuse,
 }
 

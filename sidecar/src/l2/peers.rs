@@ -2,7 +2,9 @@
 
 use larder_policy::PurgeName;
 
-use super::L2;
+use tokio::time::timeout;
+
+use super::{L2, link::PURGE_DEADLINE};
 
 /// A purge that Redis has ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +22,22 @@ impl L2 {
         self.link.hear(version, names, (number, generation));
     }
 
+    /// Returns true if there are purges, or writes, that Redis could not be told of, or that a server in its place may not know of.
+    pub fn has_pending_purges(&self) -> bool {
+        self.link.has_pending_purges()
+    }
+
     /// Returns true if Redis takes purges now, as far as this pod knows.
     pub fn takes_purges(&self) -> bool {
         self.link.connection().is_some() && self.version.is_listed() && self.barriers.are_current()
+    }
+
+    /// Returns true if Redis takes purges, by a write that it took after this was called. Those who ask at a time share it.
+    pub async fn takes_purges_now(&self) -> bool {
+        let writes = async {
+            let Some(mut connection) = self.link.connection() else { return false };
+            matches!(timeout(PURGE_DEADLINE, self.version.list(&mut connection)).await, Ok(Ok(())))
+        };
+        self.takes_purges() && self.round_trips.after_now(writes).await && self.takes_purges()
     }
 }
