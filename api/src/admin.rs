@@ -24,7 +24,7 @@ pub use explain::{
 pub use peers::{PeerKnown, PeerPurge, PeerPurges, PeerReplied, PeerReply, PeerRequest};
 pub use policy::{CacheState, PeersReport, PolicyReport, RequestCounts, TierState};
 pub use problem::Problem;
-pub use purge::{KEY_PATTERN, PeersTold, PurgeReport, PurgeRequest, PurgedNames};
+pub use purge::{KEY_PATTERN, PeersTold, PurgeQuery, PurgeReport, PurgeRequest, PurgedNames};
 pub use requests::{InvalidStatus, Outcome, REQUESTS_MEDIA_TYPE, RequestsQuery, ServedRequest, StatusFilter};
 pub use stats::{DEFAULT_TOP_KEYS, MAX_TOP_KEYS, RouteCounters, Stats, StatsQuery, TierCounters, TopKey};
 

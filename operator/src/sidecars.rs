@@ -83,16 +83,19 @@ impl Sidecars {
         })
     }
 
-    /// Has all sidecars purge, concurrently; returns, by pod, the outcome.
+    /// Has all sidecars purge, concurrently; returns, by pod, the outcome. The sidecar of the pod `teller` tells those that can't be asked
+    /// from here as well; where every one did, so many messages would be sent as there are pairs of pods.
     pub async fn purge(
         &self,
         sidecars: Vec<Sidecar>,
         token: &str,
         purge: &PurgeRequest,
+        teller: Option<&str>,
     ) -> BTreeMap<String, Result<(), PurgeError>> {
         let body = Bytes::from(serde_json::to_vec(purge).unwrap_or_default());
         let request = |sidecar: &Sidecar| {
-            Request::post(sidecar.url(path::PURGE))
+            let query = if teller == Some(&*sidecar.pod) { "" } else { "?each_pod=true" };
+            Request::post(sidecar.url(&[path::PURGE, query].concat()))
                 .header(AUTHORIZATION, format!("Bearer {token}"))
                 .header(CONTENT_TYPE, "application/json")
                 .body(Full::new(body.clone()))

@@ -7,17 +7,18 @@
 //! - A purge that one pod has heard of reaches every pod that it can reach, whatever becomes of the pod through which it was made: pods
 //!   compare what they know about each second ([`log`]).
 //! - A pod that begins is known to the others before it stores anything ([`Peers::join`]).
+//! - Nobody is believed who does not know the policy's token, nor is the token sent to anybody ([`authentication`]).
 //! - Nothing here is on the path of a request that is no write.
 //!
 //! # Assumptions
-//! Names resolve to every pod of the policy and to no other. Pods of one policy have one token.
+//! Names resolve to every pod of the policy. Pods of one policy have one token.
 
 use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -34,17 +35,19 @@ use crate::{
     stats::{PeerOutcome, Stats},
 };
 
+pub mod authentication;
 mod client;
 mod contacts;
+mod ledger;
 mod log;
 mod members;
 mod message;
 mod state;
 mod telling;
 
-use contacts::Contacts;
+use ledger::{Conditions, Ledger};
+use log::Effect;
 pub use log::Purge;
-use log::{Effect, Log, RETENTION_MS, Segment};
 use members::Members;
 
 /// Maximum time for which a purge waits for other pods, as for those that hear of it by Redis.
@@ -83,15 +86,10 @@ pub struct Options {
 
 /// The other pods of the policy, and the purges that they are told.
 pub struct Peers {
-    instance: u64,
-    began_at: u64,
-    /// Time before which nothing was stored that is served.
-    emptied_at: AtomicU64,
     options: Options,
     caches: Arc<dyn Purgeable>,
     stats: Arc<Stats>,
-    log: Mutex<Log>,
-    contacts: Mutex<Contacts>,
+    ledger: Mutex<Ledger>,
     members: Members,
     /// Nothing is stored in this pod yet.
     is_joining: AtomicBool,
@@ -102,23 +100,18 @@ pub struct Peers {
 
 impl std::fmt::Debug for Peers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Peers").field("instance", &self.instance).finish_non_exhaustive()
+        f.debug_struct("Peers").field("options", &self.options).finish_non_exhaustive()
     }
 }
 
 impl Peers {
     /// Begins to look for other pods, and to compare purges with them.
     pub fn start(options: Options, caches: Arc<dyn Purgeable>, stats: Arc<Stats>) -> Arc<Self> {
-        let instance = fastrand::u64(1..);
         let peers = Arc::new(Self {
-            instance,
-            began_at: boot_ms(),
-            emptied_at: AtomicU64::new(boot_ms()),
             options,
             caches,
             stats,
-            log: Mutex::new(Log::new(instance)),
-            contacts: Mutex::default(),
+            ledger: Mutex::new(Ledger::new(fastrand::u64(1..), boot_ms())),
             members: Members::default(),
             is_joining: AtomicBool::new(true),
             is_leaving: AtomicBool::new(false),
@@ -143,6 +136,11 @@ impl Peers {
         tracing::info!(reachable, unreachable = unreachable.len(), error, "other pods are told of purges");
     }
 
+    /// Returns the address that this pod says of itself.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.options.address
+    }
+
     /// Returns a number by which a purge is known that Redis is told of, too.
     pub fn number(&self) -> u64 {
         fastrand::u64(1..)
@@ -153,7 +151,7 @@ impl Peers {
     pub async fn tell(&self, version: PurgeName, names: &[PurgeName], redis: (u64, u64)) -> PeersTold {
         let (number, generation) = redis;
         let purge = Purge { seq: 0, version, names: names.to_vec(), number, generation };
-        let seq = self.log.lock().append(purge, boot_ms());
+        let seq = self.ledger.lock().append(purge, boot_ms());
         let told = self.until_acknowledged(seq, Instant::now() + ACKNOWLEDGEMENT_TIMEOUT).await;
         self.stats.peers.count(PeerOutcome::Acknowledged, told.acknowledged);
         self.stats.peers.count(PeerOutcome::Missed, told.missing.len());
@@ -201,7 +199,7 @@ impl Peers {
             member.compare();
             member.retry();
         }
-        let last = self.log.lock().own_last(boot_ms());
+        let last = self.ledger.lock().own_last(boot_ms());
         let told = members.iter().map(async |member| {
             let has_all = member.has_all(last, deadline).await;
             // What others told of, too, if it can be reached.
@@ -218,80 +216,40 @@ impl Peers {
 
     /// Takes what another pod tells; `None`: it is malformed.
     pub fn receive(self: &Arc<Self>, request: PeerRequest) -> Option<PeerReply> {
-        let PeerRequest { instance, age_ms, address, begins, known, replied, purges } = request;
-        let reply = PeerReply { instance: self.instance, age_ms: self.age_ms(), ..PeerReply::default() };
-        if instance == self.instance {
-            return Some(reply);
+        let address = request.address.as_ref().map(|address| address.parse()).transpose().ok()?;
+        if let Some(address) = address.filter(|_| request.instance != self.ledger.lock().instance()) {
+            // Before it hears what is known: it is told of what comes up after that.
+            self.meet(address, request.begins);
         }
-        let address = address.map(|address| address.parse()).transpose().ok()?;
-        let segments = purges.into_iter().map(message::segment).collect::<Option<Vec<_>>>()?;
-        if let Some(address) = address {
-            self.meet(address, begins);
-        }
-        self.hear(segments, instance, age_ms);
-        if let (Some(known), Some(replied)) = (&known, replied)
-            && replied.instance == self.instance
-            && self.log.lock().has_all(known)
-        {
-            // It was put together after that reply, so that this is as good as having asked then.
-            self.close_gap(instance, age_ms, self.began_at + replied.age_ms.min(self.age_ms()));
-        }
-        let (now, log) = (boot_ms(), self.log.lock());
-        let acknowledged = log.last(instance);
-        let Some(known) = known else { return Some(PeerReply { acknowledged, ..reply }) };
-        // A pod that begins may find what was purged in Redis alone.
-        let needs_none = begins && self.caches.has_told_redis().is_none();
-        let missing = if needs_none { vec![] } else { log.missing(&known, instance, now) };
-        let purges = missing.into_iter().map(Into::into).collect();
-        Some(PeerReply { acknowledged, known: Some(log.known(now)), purges, ..reply })
+        self.ledger.lock().receive(request, self.conditions(), &mut self.applying())
     }
 
-    /// Applies purges that another pod told of.
-    fn hear(&self, segments: Vec<Segment>, instance: u64, age_ms: u64) {
-        if segments.is_empty() {
-            return;
-        }
-        let now = boot_ms();
-        let is_after_gap = self.contacts.lock().is_after_gap(instance, self.age_ms().min(age_ms), now);
-        let mut log = self.log.lock();
-        for segment in segments {
-            log.hear(segment, is_after_gap, now, |effect| {
-                self.stats.peers.count(PeerOutcome::Heard, 1);
-                match effect {
-                    Effect::Purge(purge) => self.caches.purge(purge),
-                    Effect::Everything => self.purge_everything(),
+    fn conditions(&self) -> Conditions {
+        let has_redis = self.caches.has_told_redis().is_some();
+        Conditions { is_joining: self.is_joining(), has_redis, now: boot_ms() }
+    }
+
+    /// Returns the way in which purges of others are applied.
+    fn applying(&self) -> impl FnMut(Effect<'_>) {
+        |effect| {
+            self.stats.peers.count(PeerOutcome::Heard, 1);
+            match effect {
+                Effect::Purge(purge) => self.caches.purge(purge),
+                Effect::Everything => {
+                    tracing::warn!("purges of another pod were missed: everything is stale");
+                    self.caches.purge_everything();
                 }
-            });
+            }
         }
     }
 
-    /// Records that this pod had all that another one knew of at a time. What that one may have forgotten by then was everything.
-    fn close_gap(&self, instance: u64, age_ms: u64, at: u64) {
-        let age_ms = age_ms.min(boot_ms().saturating_sub(self.emptied_at.load(Ordering::Acquire)));
-        let mut contacts = self.contacts.lock();
-        let may_lack = age_ms > RETENTION_MS && contacts.is_after_gap(instance, age_ms, at);
-        contacts.record(instance, at);
-        drop(contacts);
-        // Redis tells of what it was told, however long ago.
-        if may_lack && self.caches.has_told_redis().is_none() {
-            self.purge_everything();
-        }
-    }
-
-    fn purge_everything(&self) {
-        tracing::warn!("purges of another pod were missed: everything is stale");
-        let now = boot_ms();
-        self.caches.purge_everything();
-        self.emptied_at.store(now, Ordering::Release);
+    fn is_joining(&self) -> bool {
+        self.is_joining.load(Ordering::Acquire)
     }
 
     /// Returns the pods that are told, and those that can't be.
     pub fn report(&self) -> PeersReport {
         self.members.report()
-    }
-
-    fn age_ms(&self) -> u64 {
-        boot_ms().saturating_sub(self.began_at)
     }
 
     /// Has one pod after another compared, and forgets what nobody needs.
@@ -304,14 +262,8 @@ impl Peers {
             let next = next.or(members.first());
             last = next.map(|member| member.address);
             let _ = next.inspect(|member| member.compare());
-            let now = boot_ms();
-            let mut log = self.log.lock();
-            log.forget_old(now);
-            if self.caches.has_told_redis() == Some(true) {
-                log.settle(now.saturating_sub(SETTLING_MS));
-            }
-            drop(log);
-            self.contacts.lock().forget_old(now);
+            let (now, has_told_redis) = (boot_ms(), self.caches.has_told_redis() == Some(true));
+            self.ledger.lock().forget(has_told_redis, now.saturating_sub(SETTLING_MS), now);
             let PeersReport { reachable, unreachable, .. } = self.report();
             self.stats.peers.set_pods(reachable, unreachable.len());
         }

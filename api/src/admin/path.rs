@@ -14,7 +14,7 @@ pub const STATS: &str = "/stats";
 pub const ENTRIES: &str = "/entries/";
 /// Purges ([`super::PurgeRequest`], [`super::PurgeReport`]). Requires the token.
 pub const PURGE: &str = "/purge";
-/// Purges from pod to pod ([`super::PeerRequest`], [`super::PeerReply`]). Requires the token.
+/// Purges from pod to pod ([`super::PeerRequest`], [`super::PeerReply`]). Requires proof of knowing the token.
 pub const PEER_PURGES: &str = "/peer/purges";
 /// The treatment of a request ([`super::ExplainRequest`], [`super::Explanation`]). Requires the token.
 pub const EXPLAIN: &str = "/explain";

@@ -68,7 +68,7 @@ pub struct PeerReplied {
     pub age_ms: u64,
 }
 
-/// All purges through one process from one number to another, apart from those that every pod knows.
+/// All purges through one process from one number to another.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PeerPurges {
     /// Identity of the process.
@@ -82,8 +82,15 @@ pub struct PeerPurges {
     /// True if purges among them are not listed any more: everything counts as purged.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub everything: bool,
-    /// The purges, the first one first.
+    /// Number of the last purge that is not listed because Redis tells of it, or because it is older than whoever has not heard of it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub settled: u64,
+    /// The purges, the first one first. Unless everything is purged, none is left out after `after` and `settled`.
     pub purges: Vec<PeerPurge>,
+}
+
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// A purge through one process.

@@ -53,6 +53,15 @@ pub struct PurgeRequest {
     pub soft: bool,
 }
 
+/// Query parameters of `POST /purge`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct PurgeQuery {
+    /// True if every pod of the policy is asked for this purge, one of them without this parameter: then this pod does not tell the
+    /// others directly.
+    pub each_pod: bool,
+}
+
 /// A purge and its progress.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PurgeReport {

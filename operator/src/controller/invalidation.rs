@@ -49,6 +49,18 @@ pub(super) struct Asked {
     acknowledged: HashSet<String>,
     /// Pods that have purged, and whose Redis does not know yet. They tell it by themselves: asked again, they would purge again.
     pending: HashSet<String>,
+    /// One of them has told the others.
+    is_told: bool,
+}
+
+impl Asked {
+    /// Returns the pod whose sidecar is to tell the others as well, unless one has.
+    fn teller(&self, pods: &[Pod]) -> Option<String> {
+        let is_new =
+            |pod: &&Pod| !self.acknowledged.contains(&uid_of(pod)) && !self.pending.contains(&uid_of(pod));
+        let mut new = pods.iter().filter(|_| !self.is_told).filter(is_new).filter_map(sidecar);
+        new.next().map(|sidecar| sidecar.pod)
+    }
 }
 
 /// A place among those that carry out purges of a namespace.
@@ -125,7 +137,10 @@ impl Context {
         let uid = object.uid().unwrap_or_default();
         let mut asked = self.begun.lock().await.get(&uid).cloned().unwrap_or_default();
         let token = self.token(&map).await?;
-        let mut responses = self.ask_pods(&pods, &asked, &token, object).await;
+        let teller = asked.teller(&pods);
+        let mut responses = self.ask_pods(&pods, &asked, &token, object, teller.as_deref()).await;
+        let is_told_by = |teller| matches!(responses.get(teller), Some(Ok(()) | Err(PurgeError::Pending(_))));
+        asked.is_told |= teller.as_ref().is_some_and(is_told_by);
         let (mut missing, mut absent) = (Vec::new(), 0);
         for pod in &pods {
             if asked.acknowledged.contains(&uid_of(pod)) {
@@ -170,6 +185,7 @@ impl Context {
         asked: &Asked,
         token: &str,
         object: &CacheInvalidation,
+        teller: Option<&str>,
     ) -> BTreeMap<String, Result<(), PurgeError>> {
         let is_pending = |pod: &&Pod| asked.pending.contains(&uid_of(pod));
         let left = pods.iter().filter(|pod| !asked.acknowledged.contains(&uid_of(pod)));
@@ -187,7 +203,7 @@ impl Context {
             }
         }
         let sidecars = ready.into_iter().filter_map(sidecar).collect();
-        waiting.extend(self.sidecars.purge(sidecars, token, &request(&object.spec)).await);
+        waiting.extend(self.sidecars.purge(sidecars, token, &request(&object.spec), teller).await);
         waiting
     }
 
@@ -292,6 +308,24 @@ mod tests {
         let expected = "purged in the pod, and not in Redis yet: timed out".to_owned();
         assert_eq!(outcome(pending(), true, "s"), Err(Failure::Pending(expected)));
         assert_eq!(outcome(pending(), false, "s"), Ok(()), "there is no Redis");
+    }
+
+    #[test]
+    fn one_pod_tells_the_others_until_it_has() {
+        let pod = |name: &str, address: Option<&str>| {
+            let ports = json!([{"name": names::ADMIN_PORT, "containerPort": 24890}]);
+            let containers = json!([{"name": names::SIDECAR, "ports": ports}]);
+            let pod = json!({"metadata": {"name": name, "uid": name}, "spec": {"containers": [], "initContainers": containers},
+                "status": {"podIP": address}});
+            serde_json::from_value::<Pod>(pod).unwrap()
+        };
+        let pods = [pod("a", None), pod("b", Some("10.0.0.1")), pod("c", Some("10.0.0.2"))];
+        let mut asked = Asked::default();
+        assert_eq!(asked.teller(&pods).as_deref(), Some("b"));
+        asked.acknowledged.insert("b".into());
+        assert_eq!(asked.teller(&pods).as_deref(), Some("c"), "the other one has not told");
+        asked.is_told = true;
+        assert_eq!(asked.teller(&pods), None);
     }
 
     #[test]

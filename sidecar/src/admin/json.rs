@@ -32,15 +32,27 @@ impl<T: Sent> FromRequest<Arc<Admin>> for Strict<T> {
     type Rejection = Refused;
 
     async fn from_request(request: Request, admin: &Arc<Admin>) -> Result<Self, Refused> {
+        Self::read(request.into_body(), admin, |_| Ok(())).await
+    }
+}
+
+impl<T: Sent> Strict<T> {
+    /// Reads a body that passes a check of its bytes.
+    pub(super) async fn read(
+        body: Body,
+        admin: &Admin,
+        check: impl FnOnce(&[u8]) -> Result<(), Refused>,
+    ) -> Result<Self, Refused> {
         // Twice: what is read of it is as long.
-        let length = request.body().size_hint().upper().unwrap_or(MAX_BYTES as u64).min(MAX_BYTES as u64);
+        let length = body.size_hint().upper().unwrap_or(MAX_BYTES as u64).min(MAX_BYTES as u64);
         let Some(_room) = admin.telemetry.stats.budget.reserve(Kind::Requests, 2 * length) else {
             return Err(Refused::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "too many requests are in progress: try again later",
             ));
         };
-        let body = read(request.into_body()).await?;
+        let body = read(body).await?;
+        check(&body)?;
         let malformed = |why: &dyn std::fmt::Display| Refused::malformed(format!("send {}: {why}", T::SHAPE));
         // A list would be taken for the values of the fields in their order.
         if body.trim_ascii_start().first().is_some_and(|first| *first != b'{') {

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use aide::transform::TransformOperation;
+use aide::{OperationInput, generate::GenContext, openapi::Operation, transform::TransformOperation};
 use axum::{
     Json,
-    extract::State,
+    extract::{FromRequestParts, Query, State},
     response::{IntoResponse, Response},
 };
-use larder_api::admin::{PurgeReport, PurgeRequest};
+use http::request::Parts;
+use larder_api::admin::{PurgeQuery, PurgeReport, PurgeRequest};
 use larder_policy::WrittenKey;
 
 use super::{
@@ -19,7 +20,10 @@ use super::{
     token::{Token, guarded},
 };
 use crate::{
-    purge::document::{self, names_nothing},
+    purge::{
+        Purging,
+        document::{self, names_nothing},
+    },
     stats::PurgeOrigin,
 };
 
@@ -36,6 +40,26 @@ pub(super) fn request_for(names: PurgeRequest) -> PurgeRequest {
     PurgeRequest { keys: plain(keys), paths: plain(paths), prefixes: plain(prefixes), tags, everything, soft }
 }
 
+/// The query of a request, checked.
+pub(super) struct CheckedQuery(PurgeQuery);
+
+impl<S: Send + Sync> FromRequestParts<S> for CheckedQuery {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
+        let query = Query::<PurgeQuery>::from_request_parts(parts, state).await;
+        query
+            .map(|Query(query)| Self(query))
+            .map_err(|_| Refused::malformed("each_pod must be true or false"))
+    }
+}
+
+impl OperationInput for CheckedQuery {
+    fn operation_input(context: &mut GenContext, operation: &mut Operation) {
+        Query::<PurgeQuery>::operation_input(context, operation);
+    }
+}
+
 impl Sent for PurgeRequest {
     const SHAPE: &'static str = document::SHAPE;
 }
@@ -50,27 +74,31 @@ pub(super) async fn delete_entry(
     if let Some(reason) = names_nothing(&names).filter(|_| keys.is_empty()) {
         return Err(Refused::malformed(reason));
     }
-    raise(&admin, PurgeRequest { keys, ..PurgeRequest::default() }).await
+    raise(&admin, PurgeRequest { keys, ..PurgeRequest::default() }, PurgeQuery::default()).await
 }
 
 pub(super) async fn purge(
     _: Token,
     State(admin): State<Arc<Admin>>,
+    CheckedQuery(query): CheckedQuery,
     Strict(names): Strict<PurgeRequest>,
 ) -> Result<Response, Refused> {
     if let Some(reason) = names_nothing(&names) {
         return Err(Refused::malformed(reason));
     }
-    raise(&admin, names).await
+    raise(&admin, names, query).await
 }
 
-async fn raise(admin: &Admin, request: PurgeRequest) -> Result<Response, Refused> {
+async fn raise(admin: &Admin, request: PurgeRequest, query: PurgeQuery) -> Result<Response, Refused> {
     if document::names_of(&request, admin.config.snapshot().policy()).is_empty() {
         return Err(Refused::malformed(
             "nothing to purge: set keys, paths, prefixes or tags, or everything to true",
         ));
     }
-    let (status, report) = admin.purging().report(request, PurgeOrigin::Api).await;
+    let purging = admin.purging();
+    // Whoever asks each pod tells them all.
+    let purging = Purging { peers: purging.peers.filter(|_| !query.each_pod), ..purging };
+    let (status, report) = purging.report(request, PurgeOrigin::Api).await;
     Ok((status, Json(report)).into_response())
 }
 

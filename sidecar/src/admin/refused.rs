@@ -15,11 +15,18 @@ use larder_api::admin::Problem;
 pub(super) struct Refused {
     status: StatusCode,
     detail: String,
+    /// Value of `WWW-Authenticate`, if the request must prove something.
+    challenge: HeaderValue,
 }
 
 impl Refused {
     pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into() }
+        Self { status, detail: detail.into(), challenge: HeaderValue::from_static("Bearer") }
+    }
+
+    /// A request that lacks a proof, or has a wrong one.
+    pub(super) fn challenged(challenge: HeaderValue, detail: impl Into<String>) -> Self {
+        Self { challenge, ..Self::new(StatusCode::UNAUTHORIZED, detail) }
     }
 
     /// A request that makes no sense.
@@ -30,7 +37,7 @@ impl Refused {
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        let Self { status, detail } = self;
+        let Self { status, detail, challenge } = self;
         let title = status.canonical_reason().unwrap_or("Error").to_owned();
         let problem = Problem { title, status: status.as_u16(), detail };
         let body = serde_json::to_vec(&problem).unwrap_or_default();
@@ -39,7 +46,7 @@ impl IntoResponse for Refused {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
         }
         response
     }

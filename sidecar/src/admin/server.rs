@@ -22,6 +22,7 @@ use super::refused::Refused;
 use crate::{
     connections::{Admitted, Connection, Connections, turn_away},
     listener::ACCEPT_RETRY_INTERVAL,
+    peers::authentication::Accepted,
 };
 
 /// Maximum number of connections. The kubelet, Prometheus, the operator and each other pod of the policy need one.
@@ -59,9 +60,12 @@ pub async fn serve(listener: TcpListener, router: Router) {
 async fn serve_connection(stream: TcpStream, client: SocketAddr, router: Router, admitted: Admitted) {
     let _ = stream.set_nodelay(true);
     let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD_TIMEOUT));
+    let Ok(address) = stream.local_addr() else { return };
+    let accepted = Arc::new(Accepted::new(address));
     let connection = admitted.connection();
     let service = service_fn(|mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(client));
+        request.extensions_mut().insert(Arc::clone(&accepted));
         respond(router.clone(), request, Arc::clone(connection))
     });
     let served = http1::Builder::new()

@@ -11,7 +11,7 @@ use super::log::{Purge, Segment};
 const DIGITS: usize = 32;
 
 impl From<Segment> for PeerPurges {
-    fn from(Segment { origin, after, last, idle_ms, everything, purges }: Segment) -> Self {
+    fn from(Segment { origin, after, last, idle_ms, everything, settled, purges }: Segment) -> Self {
         let purges = purges.into_iter().map(|Purge { seq, version, names, number, generation }| PeerPurge {
             seq,
             version: hex(&[version]),
@@ -19,21 +19,22 @@ impl From<Segment> for PeerPurges {
             number,
             generation,
         });
-        Self { origin, after, last, idle_ms, everything, purges: purges.collect() }
+        Self { origin, after, last, idle_ms, everything, settled, purges: purges.collect() }
     }
 }
 
-/// Parses purges; `None` if they are malformed.
+/// Parses purges; `None` if they are malformed, or some are neither listed nor accounted for: the rest would be taken for all.
 pub(super) fn segment(purges: PeerPurges) -> Option<Segment> {
-    let PeerPurges { origin, after, last, idle_ms, everything, purges } = purges;
+    let PeerPurges { origin, after, last, idle_ms, everything, settled, purges } = purges;
     let purges = purges.into_iter().map(|PeerPurge { seq, version, names, number, generation }| {
         let [version] = names_in(&version)?[..] else { return None };
         Some(Purge { seq, version, names: names_in(&names)?, number, generation })
     });
     let purges: Vec<_> = purges.collect::<Option<_>>()?;
-    let is_in_order = purges.is_sorted_by(|a, b| a.seq < b.seq);
-    let is_within = purges.iter().all(|purge| purge.seq > after && purge.seq <= last);
-    (is_in_order && is_within).then_some(Segment { origin, after, last, idle_ms, everything, purges })
+    let listed = purges.iter().map(|purge| purge.seq);
+    let are_explained =
+        everything || settled <= last && (after.max(settled)..last).map(|before| before + 1).eq(listed);
+    are_explained.then_some(Segment { origin, after, last, idle_ms, everything, settled, purges })
 }
 
 fn hex(names: &[PurgeName]) -> String {
@@ -70,16 +71,34 @@ mod tests {
             number: u64::MAX,
             generation: 7,
         };
-        let purges = vec![purge(4), purge(6)];
-        let sent = Segment { origin: u64::MAX, after: 3, last: 6, idle_ms: 1, everything: false, purges };
+        let purges = vec![purge(5), purge(6)];
+        let sent = Segment {
+            origin: u64::MAX,
+            after: 3,
+            last: 6,
+            idle_ms: 1,
+            everything: false,
+            settled: 4,
+            purges,
+        };
         let text = serde_json::to_string(&PeerPurges::from(sent.clone())).unwrap();
         let read = |text: &str| segment(serde_json::from_str(text).unwrap());
         assert_eq!(read(&text), Some(sent));
-        for (part, broken) in
-            [("\"seq\":4", "\"seq\":3"), ("\"seq\":6", "\"seq\":7"), ("\"seq\":4", "\"seq\":6")]
-        {
+        for (part, broken) in [
+            ("\"seq\":5", "\"seq\":4"),
+            ("\"seq\":6", "\"seq\":7"),
+            ("\"seq\":5", "\"seq\":6"),
+            ("\"last\":6", "\"last\":4611686018427387904"),
+            ("\"last\":6", "\"last\":5"),
+            ("\"settled\":4,", ""),
+            ("\"settled\":4", "\"settled\":7"),
+        ] {
             assert_eq!(read(&text.replacen(part, broken, 1)), None, "{broken}");
         }
+        let nothing = |last, settled, everything| {
+            segment(PeerPurges { last, settled, everything, ..PeerPurges::default() }).is_some()
+        };
+        assert!(nothing(9, 9, false) && nothing(9, 0, true) && !nothing(9, 8, false));
     }
 
     #[test]

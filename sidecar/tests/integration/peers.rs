@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use http::Method;
 use serde_json::{Value, json};
 
+mod trust;
+
 use super::harness::{Fault, Origin, Policy, RedisServer, Relay, Sidecar, free_port, tagged_pages, until};
 
 /// Pages without Redis.
@@ -84,6 +86,28 @@ async fn without_redis_no_sidecar_serves_a_response_from_before_a_write() {
     assert!(sidecars[0].metric("larder_peer_purges_total", &[r#"outcome="heard""#]).await >= 20.0);
     let reachable = async || sidecars[0].metric("larder_peers", &[r#"state="reachable""#]).await == 2.0;
     until("the peers are in the metrics", async || reachable().await.then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn purge_that_each_sidecar_is_asked_for_is_told_by_none() {
+    let (policy, origin) = (Policy::new(ALONE), Origin::numbered(&[]).await);
+    let sidecars = three([&policy; 3], &origin).await;
+    let before = stored(&sidecars, "/a").await;
+    for (place, sidecar) in sidecars.iter().enumerate() {
+        let body = r#"{"tags": ["page:a"]}"#;
+        let purged = sidecar.with_token(Method::POST, "/purge?each_pod=true", body).await;
+        assert_eq!(
+            (purged.status.as_u16(), report(&purged.body).get("peers")),
+            (200, None),
+            "{}",
+            purged.body
+        );
+        for (other, (sidecar, before)) in sidecars.iter().zip(&before).enumerate() {
+            assert_eq!(sidecar.get("/a").await.body == *before, other > place);
+        }
+    }
+    let refused = sidecars[0].with_token(Method::POST, "/purge?each_pod=all", "{}").await;
+    assert_eq!(refused.status, 400);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -182,16 +206,6 @@ async fn only_the_policys_token_is_taken() {
     let sidecars = three([&policy; 3], &origin).await;
     let before = stored(&sidecars, "/a").await;
     let [a, b, c] = &sidecars;
-    assert_eq!(a.request(Method::POST, "/peer/purges", &[], "{}").await.status, 200, "the application's");
-    let refused = super::harness::exchange(
-        a.admin,
-        "POST /peer/purges HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer other\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
-    );
-    assert!(refused.await.starts_with(b"HTTP/1.1 401 "));
-    let broken = r#"{"instance": 1, "purges": [{"origin": 1, "after": 0, "last": 1, "idle_ms": 0, "purges": [{"seq": 1, "version": "x", "names": "", "number": 0, "generation": 0}]}]}"#;
-    for broken in [broken, r#"{"instance": 1, "address": "shop"}"#] {
-        assert_eq!(a.with_token(Method::POST, "/peer/purges", broken).await.status, 400, "{broken}");
-    }
     c.set_token("another");
     let told = report(&a.purge(r#"{"tags": ["page:a"]}"#).await.body);
     assert_eq!(told["peers"]["missing"], json!([c.admin.to_string()]));
@@ -220,15 +234,17 @@ async fn sidecar_that_begins_waits_for_one_that_refuses_it_at_first() {
     let (policy, origin) = (Policy::new(ALONE), Origin::numbered(&[]).await);
     let [a, b] = [free_port(), free_port()];
     // The first knows the second only if that makes itself known.
-    let first = Sidecar::among(&policy, origin.address, a, &[a]).await;
-    let relay = Relay::to(first.admin).await;
+    let first =
+        Sidecar::among_addresses(&policy, origin.address, ("127.0.0.2", a), &format!("127.0.0.1:{a}")).await;
+    let relay = Relay::at(([127, 0, 0, 2], a).into(), first.admin).await;
     relay.suffer(Fault::Cut);
-    let known = [relay.port];
+    let known = relay.address().to_string();
     let mends = async {
         tokio::time::sleep(Duration::from_millis(500)).await;
         relay.suffer(Fault::Nothing);
     };
-    let (second, ()) = tokio::join!(Sidecar::among(&policy, origin.address, b, &known), mends);
+    let second = Sidecar::among_addresses(&policy, origin.address, ("127.0.0.1", b), &known);
+    let (second, ()) = tokio::join!(second, mends);
     let before = second.get("/a").await.body;
     first.put("/a").await;
     assert_ne!(second.get("/a").await.body, before);
@@ -424,4 +440,19 @@ async fn write_is_refused_while_neither_redis_nor_every_sidecar_responds() {
     assert_eq!(a.put("/a").await.status, 503);
     stand.relay.suffer(Fault::Nothing);
     until("redis takes it again", async || (a.put("/a").await.status == 200).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn write_is_refused_at_once_when_redis_is_cut_and_another_sidecar_does_not_respond() {
+    let stand = Stand::of(&refusing(SHARED)).await;
+    let [a, _, c] = &stand.sidecars;
+    assert_eq!(a.put("/a").await.status, 200);
+    c.freeze();
+    assert_eq!(a.put("/a").await.status, 200, "redis takes it");
+    let calls = stand.origin.calls();
+    stand.relay.suffer(Fault::Parted);
+    assert_eq!(a.put("/a").await.status, 503);
+    assert_eq!(stand.origin.calls(), calls, "the application has not seen it");
+    c.thaw();
+    until("the others take it", async || (a.put("/a").await.status == 200).then_some(())).await;
 }

@@ -57,6 +57,7 @@ impl Suffered {
 #[derive(Debug)]
 pub(crate) struct Relay {
     pub(crate) port: u16,
+    address: SocketAddr,
     suffered: watch::Sender<Suffered>,
     _task: AbortOnDropHandle<()>,
 }
@@ -64,8 +65,13 @@ pub(crate) struct Relay {
 impl Relay {
     /// Starts a relay to `server`.
     pub(crate) async fn to(server: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+        Self::at(([127, 0, 0, 1], 0).into(), server).await
+    }
+
+    /// Starts a relay to `server` that listens at an address.
+    pub(crate) async fn at(address: SocketAddr, server: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
         let suffered = watch::Sender::new(Suffered { fault: Fault::Nothing, by_bus_alone: false });
         let seen = suffered.subscribe();
         let task = tokio::spawn(async move {
@@ -75,7 +81,7 @@ impl Relay {
                 connections.spawn(pass(client, server, seen.clone()));
             }
         });
-        Self { port, suffered, _task: AbortOnDropHandle::new(task) }
+        Self { address, port: address.port(), suffered, _task: AbortOnDropHandle::new(task) }
     }
 
     /// Sets the server's fault, for existing connections, too.
@@ -89,8 +95,8 @@ impl Relay {
     }
 
     /// Returns the relay's address.
-    pub(crate) fn address(&self) -> SocketAddr {
-        ([127, 0, 0, 1], self.port).into()
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.address
     }
 }
 

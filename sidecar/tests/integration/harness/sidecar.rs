@@ -109,12 +109,23 @@ impl Sidecar {
     /// Tiers are not waited for.
     pub(crate) async fn among(policy: &Policy, origin: SocketAddr, port: u16, peers: &[u16]) -> Self {
         let peers: Vec<_> = peers.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        let (peers, admin, path) = (peers.join(","), format!("127.0.0.1:{port}"), policy.path());
+        Self::among_addresses(policy, origin, ("127.0.0.1", port), &peers.join(",")).await
+    }
+
+    /// Starts a sidecar whose admin API is at a port and which says that others reach it at this IP address, and tells others at these
+    /// addresses of purges.
+    pub(crate) async fn among_addresses(
+        policy: &Policy,
+        origin: SocketAddr,
+        (ip, port): (&str, u16),
+        peers: &str,
+    ) -> Self {
+        let (admin, path) = (format!("127.0.0.1:{port}"), policy.path());
         let arguments = [
             ["--policy", path.to_str().unwrap()],
-            ["--peers", &peers],
+            ["--peers", peers],
             ["--admin-listen", &admin],
-            ["--pod-ip", "127.0.0.1"],
+            ["--pod-ip", ip],
         ];
         let arguments = arguments.concat();
         Self::launch(origin, &arguments).await
