@@ -42,6 +42,8 @@ mod ledger;
 mod log;
 mod members;
 mod message;
+#[cfg(test)]
+mod simulation;
 mod state;
 mod telling;
 
