@@ -2,6 +2,7 @@
 //! confirmed it.
 
 mod injected;
+mod peers;
 #[cfg(test)]
 pub(crate) mod tests;
 mod traffic;
@@ -355,6 +356,9 @@ fn tiers_healthy(seen: &Observation<'_>) -> Verdict {
             format!("{tier} does not respond to pod {}{error}", wording::list(pods, MAX_PODS_OF_TIER))
         });
         return Verdict::new(false, "TierDown", list.collect::<Vec<_>>().join("; "));
+    }
+    if let Some(apart) = peers::apart(seen) {
+        return apart;
     }
     match (answered, tiers) {
         (false, _) => Verdict::new(None, "NoAnswer", "no sidecar has responded yet"),

@@ -1,5 +1,6 @@
 //! Tests of the status as a whole.
 
+use larder_api::admin::PeersReport;
 use serde_json::Value;
 
 use super::*;
@@ -366,6 +367,35 @@ fn a_tier_that_is_down_does_not_make_the_policy_unready() {
     let scene = || Scene { answers: vec![("a", Ok(down.clone()))], ..Scene::default() };
     scene().expect(ConditionType::TiersHealthy, "False", "TierDown", "redis does not respond to pod a");
     scene().expect(ConditionType::Ready, "True", "Serving", "1 pods");
+}
+
+#[test]
+fn pods_that_cannot_tell_one_another_of_purges_are_named_unless_one_is_gone() {
+    let pod = |name, address: &str, ready| PodReport {
+        address: Some(address.parse().unwrap()),
+        admin_port: Some(24890),
+        ready,
+        ..right(name)
+    };
+    let scene = |ready| {
+        let unreachable =
+            ["10.0.0.2:24890", "10.0.0.3:24890"].map(|to| (to.to_owned(), "timed out".to_owned()));
+        let peers = PeersReport { unreachable: unreachable.into(), ..PeersReport::default() };
+        let cut_off = PolicyReport { peers: Some(peers), ..answer(HASH).unwrap() };
+        Scene {
+            pods: vec![pod("a", "10.0.0.1", true), pod("b", "10.0.0.2", ready)],
+            answers: vec![("a", Ok(cut_off)), ("b", answer(HASH))],
+            ..Scene::default()
+        }
+    };
+    let message = "pod a can't tell pod b of purges (timed out): let the policy's pods reach one another";
+    scene(true).expect(ConditionType::TiersHealthy, "False", "PeersUnreachable", message);
+    scene(true).expect(ConditionType::Ready, "True", "Serving", "2 pods");
+    scene(false).expect(ConditionType::TiersHealthy, "True", "NoTiers", "neither");
+    let lost = PeersReport { error: Some("no such host".into()), ..PeersReport::default() };
+    let lost = PolicyReport { peers: Some(lost), ..answer(HASH).unwrap() };
+    let scene = Scene { answers: vec![("a", Ok(lost))], ..Scene::default() };
+    scene.expect(ConditionType::TiersHealthy, "False", "PeersNotFound", "pod a can't find the others");
 }
 
 #[test]
