@@ -1,4 +1,4 @@
-//! Sidecars that share one Redis, and purges through them.
+//! Sidecars that share one Redis, or tell one another, and purges through them.
 
 use std::{
     fs,
@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use larder_api::admin::{PolicyReport, PurgeReport};
 
 use crate::{
     origin,
@@ -23,12 +24,24 @@ const BODY: usize = 100;
 /// Maximum time of a response. A purge waits 100 ms for other pods and the timeout of Redis at most.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Maximum time until all sidecars of a fleet know one another, once they run.
+const MEETING_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Sidecars of one policy, their Redis and their origin.
 pub struct Fleet {
     /// The sidecars.
     pub sidecars: Vec<Sidecar>,
-    /// Redis.
-    pub redis: Process,
+    /// Redis, if they share one.
+    pub redis: Option<Process>,
+}
+
+/// The way in which purges travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Over Redis.
+    Redis,
+    /// From sidecar to sidecar.
+    Peers,
 }
 
 /// A running sidecar.
@@ -44,7 +57,7 @@ impl Fleet {
     ///
     /// # Errors
     /// If a server does not start.
-    pub fn start(program: &Path, scratch: &Path, sidecars: usize, l1: &str) -> Result<Self> {
+    pub fn start(program: &Path, scratch: &Path, sidecars: usize, l1: &str, way: Way) -> Result<Self> {
         let ports = free_ports(2 + 2 * sidecars)?;
         let (shared, own) = ports.split_at(2);
         let (redis, application) = (shared[0], shared[1]);
@@ -52,16 +65,20 @@ impl Fleet {
         thread::spawn(move || origin::serve(listen));
         fs::create_dir_all(scratch)?;
         let (policy, token) = (scratch.join("policy.yaml"), scratch.join("token"));
-        fs::write(&policy, document(l1))?;
+        fs::write(&policy, document(l1, way))?;
         fs::write(&token, TOKEN)?;
         let cores = crate::cpu::allowed()?;
         let command = ["redis-server", "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"];
         let command: Vec<_> = command.map(str::to_owned).into_iter().chain([redis.to_string()]).collect();
         let redis_log = scratch.join("redis.log");
-        let redis_process = Process::start(&cores, &command, redis_log, redis)?;
+        let redis_process = match way {
+            Way::Redis => Some(Process::start(&cores, &command, redis_log, redis)?),
+            Way::Peers => None,
+        };
+        let peers: Vec<_> = own.chunks(2).map(|ports| format!("127.0.0.1:{}", ports[1])).collect();
         let start = |number: usize, ports: &[u16]| {
             let (port, admin) = (ports[0], ports[1]);
-            let command = [
+            let mut command = vec![
                 "env".to_owned(),
                 format!("BENCH_REDIS_URL=redis://127.0.0.1:{redis}/"),
                 program.display().to_string(),
@@ -73,6 +90,9 @@ impl Fleet {
                 format!("--admin-token-file={}", token.display()),
                 "--memory-limit=4Gi".into(),
             ];
+            if way == Way::Peers {
+                command.extend([format!("--peers={}", peers.join(",")), "--pod-ip=127.0.0.1".into()]);
+            }
             let log: PathBuf = scratch.join(format!("sidecar-{number}.log"));
             Ok(Sidecar { process: Process::start(&cores, &command, log, port)?, port, admin })
         };
@@ -80,6 +100,9 @@ impl Fleet {
         let fleet = Self { sidecars: sidecars.collect::<Result<_>>()?, redis: redis_process };
         for sidecar in &fleet.sidecars {
             sidecar.hears_of_purges()?;
+            if way == Way::Peers {
+                sidecar.knows_others(fleet.sidecars.len() - 1)?;
+            }
         }
         Ok(fleet)
     }
@@ -111,6 +134,20 @@ impl Sidecar {
         }
         Ok(())
     }
+
+    /// Waits until the sidecar tells so many others of purges.
+    fn knows_others(&self, count: usize) -> Result<()> {
+        let (mut client, began) = (Connection::open(self.admin, RESPONSE_TIMEOUT)?, Instant::now());
+        loop {
+            let report: PolicyReport = serde_json::from_slice(&client.get("/policy", &[])?.body)?;
+            let peers = report.peers.unwrap_or_default();
+            if peers.reachable == count && peers.unreachable.is_empty() {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < MEETING_TIMEOUT, "a sidecar does not find the others: {peers:?}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
 }
 
 /// Returns the path of a response, which has the tag `item:<number>`.
@@ -122,17 +159,21 @@ pub fn path(number: usize) -> String {
 pub struct Purger(Connection);
 
 impl Purger {
-    /// Purges tags; returns the time that it took.
+    /// Purges tags; returns the time that it took, and false if a sidecar has not acknowledged it in time.
     ///
     /// # Errors
-    /// If the purge is not in Redis.
-    pub fn purge(&mut self, tags: &[String]) -> Result<Duration> {
+    /// If the purge is not in Redis, where there is one.
+    pub fn purge(&mut self, tags: &[String]) -> Result<(Duration, bool)> {
         let body = serde_json::to_vec(&serde_json::json!({ "tags": tags }))?;
         let headers = [format!("Authorization: Bearer {TOKEN}"), "Content-Type: application/json".to_owned()];
         let began = Instant::now();
-        let Answer { status, .. } = self.0.post("/purge", &headers, &body)?;
-        ensure!(status == 200, "a purge has status {status}");
-        Ok(began.elapsed())
+        let Answer { status, body, .. } = self.0.post("/purge", &headers, &body)?;
+        let took = began.elapsed();
+        let is_everywhere = status == 200;
+        let is_told =
+            || serde_json::from_slice::<PurgeReport>(&body).is_ok_and(|report| report.peers.is_some());
+        ensure!(is_everywhere || status == 202 && is_told(), "a purge has status {status}");
+        Ok((took, is_everywhere))
     }
 }
 
@@ -188,7 +229,11 @@ impl Extend<Duration> for Times {
     }
 }
 
-fn document(l1: &str) -> String {
+fn document(l1: &str, way: Way) -> String {
+    let l2 = match way {
+        Way::Redis => "l2: {redis: {urlFrom: {env: BENCH_REDIS_URL}, timeout: 5s}}",
+        Way::Peers => "",
+    };
     format!(
         r#"apiVersion: larder.dev/v1alpha1
 kind: CachePolicy
@@ -197,7 +242,7 @@ spec:
   selector: {{matchLabels: {{app: bench}}}}
   targets: [{{port: http}}]
   l1: {{maxSize: {l1}}}
-  l2: {{redis: {{urlFrom: {{env: BENCH_REDIS_URL}}, timeout: 5s}}}}
+  {l2}
   routes:
   - {{name: item, match: {{path: "/items/{{size}}/{{number}}"}}, ttl: 1h, tags: ["item:{{number}}", all]}}
 "#

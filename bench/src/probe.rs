@@ -16,6 +16,8 @@ pub struct Answer {
     head: String,
     /// Length of the body.
     pub length: usize,
+    /// The body.
+    pub body: Vec<u8>,
 }
 
 /// Sends one request to a server on the loopback interface.
@@ -70,7 +72,10 @@ impl Connection {
             let read = self.stream.read(&mut piece)?;
             bytes.extend_from_slice(&piece[..read]);
             match Answer::parse(&bytes) {
-                Some(answer) if answer.is_whole() => return Ok(answer),
+                Some(answer) if answer.is_whole() => {
+                    let body = bytes.split_off(bytes.len() - answer.length);
+                    return Ok(Answer { body, ..answer });
+                }
                 _ if read == 0 => bail!("not an answer: {}", String::from_utf8_lossy(&bytes)),
                 _ => {}
             }
@@ -83,7 +88,7 @@ impl Answer {
         let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
         let head = std::str::from_utf8(&bytes[..end]).ok()?.to_owned();
         let status = head.split(' ').nth(1)?.parse().ok()?;
-        Some(Self { status, head, length: bytes.len() - end - 4 })
+        Some(Self { status, head, length: bytes.len() - end - 4, body: vec![] })
     }
 
     fn is_whole(&self) -> bool {

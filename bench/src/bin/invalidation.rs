@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
 use larder_bench::{
     cpu::Tree,
-    invalidation::{Fleet, Sidecar, Times, fill, path},
+    invalidation::{Fleet, Sidecar, Times, Way, fill, path},
     memory::resident,
 };
 
@@ -47,6 +47,14 @@ struct Arguments {
     #[arg(long, default_value_t = 10)]
     seconds: usize,
 
+    /// Sidecars without Redis, which tell one another and acknowledge one purge after another.
+    #[arg(long, default_value_t = 20)]
+    peers: usize,
+
+    /// Sidecars without Redis, which tell one another and acknowledge purges at the rate.
+    #[arg(long, default_value_t = 100)]
+    many_peers: usize,
+
     /// A folder on tmpfs for policies and logs; its creator removes it.
     #[arg(long, value_name = "FOLDER")]
     scratch: PathBuf,
@@ -67,9 +75,11 @@ fn main() -> Result<()> {
         Some(larder) => larder.clone(),
         None => env::current_exe()?.with_file_name("larder-sidecar"),
     };
-    let start = |name: &str, sidecars, l1| {
-        Fleet::start(&larder, &arguments.scratch.join(name), sidecars, l1).with_context(|| name.to_owned())
+    let start_by = |way, name: &str, sidecars, l1| {
+        let scratch = arguments.scratch.join(name);
+        Fleet::start(&larder, &scratch, sidecars, l1, way).with_context(|| name.to_owned())
     };
+    let start = |name: &str, sidecars, l1| start_by(Way::Redis, name, sidecars, l1);
     if !arguments.stored.is_empty() {
         over_stored_responses(&start("stored", 1, "4Gi")?, &arguments)?;
     }
@@ -81,6 +91,12 @@ fn main() -> Result<()> {
     }
     if arguments.large_fleet > 0 {
         at_a_rate(&start("rate", arguments.large_fleet, "16Mi")?, &arguments)?;
+    }
+    if arguments.peers > 0 {
+        one_after_another(&start_by(Way::Peers, "peers", arguments.peers, "16Mi")?, &arguments)?;
+    }
+    if arguments.many_peers > 0 {
+        at_a_rate(&start_by(Way::Peers, "many-peers", arguments.many_peers, "16Mi")?, &arguments)?;
     }
     Ok(())
 }
@@ -97,7 +113,7 @@ fn over_stored_responses(fleet: &Fleet, arguments: &Arguments) -> Result<()> {
         filled = filled.max(*stored);
         let mut times = Times::default();
         for number in 0..arguments.purges.min(*stored) {
-            times.add(purger.purge(&[format!("item:{number}")])?);
+            times.add(purger.purge(&[format!("item:{number}")])?.0);
             ensure!(!client.get(&path(number), &[])?.says_hit(), "{number} is served after its purge");
         }
         say(&format!("| {stored} | {:.2} ms | {:.2} ms |", times.quantile(0.5)?, times.quantile(0.99)?))?;
@@ -111,16 +127,12 @@ fn distinct_tags(fleet: &Fleet, arguments: &Arguments) -> Result<()> {
         "\n| distinct tags purged | sidecar that purges | sidecar that hears of it | Redis |\n| ---: | ---: | ---: | ---: |",
     )?;
     let mut purger = fleet.sidecars[0].purger()?;
+    let redis = fleet.redis.as_ref().context("they share no redis")?;
     let show = |purged: usize| {
         let of =
             |process: u32| Ok::<_, anyhow::Error>(resident(process, "VmRSS")? as f64 / f64::from(1 << 20));
         let [first, second] = [0, 1].map(|sidecar: usize| of(fleet.sidecars[sidecar].process.id()));
-        say(&format!(
-            "| {purged} | {:.1} MiB | {:.1} MiB | {:.1} MiB |",
-            first?,
-            second?,
-            of(fleet.redis.id())?
-        ))
+        say(&format!("| {purged} | {:.1} MiB | {:.1} MiB | {:.1} MiB |", first?, second?, of(redis.id())?))
     };
     show(0)?;
     let mut shown = 1000;
@@ -139,13 +151,18 @@ fn distinct_tags(fleet: &Fleet, arguments: &Arguments) -> Result<()> {
 fn one_after_another(fleet: &Fleet, arguments: &Arguments) -> Result<()> {
     let mut purgers = fleet.sidecars.iter().map(Sidecar::purger).collect::<Result<Vec<_>>>()?;
     let mut clients = fleet.sidecars.iter().map(Sidecar::client).collect::<Result<Vec<_>>>()?;
-    let mut times = Times::default();
+    let (mut times, mut late) = (Times::default(), 0);
     for number in 0..arguments.purges {
         for client in &mut clients {
             client.get(&path(number), &[])?;
         }
         let count = purgers.len();
-        times.add(purgers[number % count].purge(&[format!("item:{number}")])?);
+        let (took, is_everywhere) = purgers[number % count].purge(&[format!("item:{number}")])?;
+        times.add(took);
+        if !is_everywhere {
+            late += 1;
+            continue;
+        }
         for client in &mut clients {
             let response = client.get(&path(number), &[])?;
             // The first sidecar fills Redis for the others.
@@ -155,9 +172,10 @@ fn one_after_another(fleet: &Fleet, arguments: &Arguments) -> Result<()> {
         }
     }
     say(&format!(
-        "\n| sidecars | purge until all have acknowledged it, median | 99th percentile | maximum |\n| ---: | ---: | ---: | ---: |\n\
-         | {} | {:.2} ms | {:.2} ms | {:.2} ms |",
-        arguments.fleet,
+        "\n| sidecars | told by | purge until all have acknowledged it, median | 99th percentile | maximum | not by all in time |\n\
+         | ---: | :--- | ---: | ---: | ---: | ---: |\n| {} | {} | {:.2} ms | {:.2} ms | {:.2} ms | {late} |",
+        fleet.sidecars.len(),
+        told_by(fleet),
         times.quantile(0.5)?,
         times.quantile(0.99)?,
         times.quantile(1.0)?
@@ -167,29 +185,33 @@ fn one_after_another(fleet: &Fleet, arguments: &Arguments) -> Result<()> {
 /// Purges at a rate, through some of the sidecars, and shows what that costs each of them.
 fn at_a_rate(fleet: &Fleet, arguments: &Arguments) -> Result<()> {
     let trees: Vec<_> = fleet.sidecars.iter().map(|sidecar| Tree::of(sidecar.process.id())).collect();
-    let redis = Tree::of(fleet.redis.id());
+    let redis = fleet.redis.as_ref().map(|redis| Tree::of(redis.id()));
+    let of_redis = || redis.as_ref().map_or(Ok(Duration::ZERO), Tree::time);
     let before = trees.iter().map(Tree::time).collect::<Result<Vec<_>>>()?;
-    let (redis_before, began) = (redis.time()?, Instant::now());
+    let (redis_before, began) = (of_redis()?, Instant::now());
     let of_each = arguments.rate * arguments.seconds / CLIENTS;
     let interval = Duration::from_secs(arguments.seconds as u64).div_f64(of_each.max(1) as f64);
-    let mut times = Times::default();
+    let (mut times, mut late) = (Times::default(), 0);
     thread::scope(|scope| {
         let clients = (0..CLIENTS).map(|client| {
             let sidecar = &fleet.sidecars[client * fleet.sidecars.len() / CLIENTS];
             scope.spawn(move || {
-                let (mut purger, mut times) = (sidecar.purger()?, Vec::with_capacity(of_each));
+                let (mut purger, mut times, mut late) = (sidecar.purger()?, Vec::with_capacity(of_each), 0);
                 for number in 0..of_each {
                     let due = began + interval.mul_f64(number as f64 + client as f64 / CLIENTS as f64);
                     thread::sleep(due.saturating_duration_since(Instant::now()));
-                    purger.purge(&[format!("item:{client}-{number}")])?;
+                    let (_, is_everywhere) = purger.purge(&[format!("item:{client}-{number}")])?;
+                    late += usize::from(!is_everywhere);
                     // From when it was due: what waits for an earlier one counts as well.
                     times.push(due.elapsed());
                 }
-                Ok::<_, anyhow::Error>(times)
+                Ok::<_, anyhow::Error>((times, late))
             })
         });
         for client in clients.collect::<Vec<_>>() {
-            times.extend(client.join().map_err(|_| anyhow!("a client panicked"))??);
+            let (of_client, late_ones) = client.join().map_err(|_| anyhow!("a client panicked"))??;
+            times.extend(of_client);
+            late += late_ones;
         }
         Ok::<_, anyhow::Error>(())
     })?;
@@ -198,12 +220,13 @@ fn at_a_rate(fleet: &Fleet, arguments: &Arguments) -> Result<()> {
         trees.iter().zip(before).map(|(tree, before)| Ok((tree.time()? - before).as_secs_f64() / took));
     let mut shares = shares.collect::<Result<Vec<_>>>()?;
     shares.sort_by(f64::total_cmp);
-    let redis = (redis.time()? - redis_before).as_secs_f64() / took;
+    let redis = (of_redis()? - redis_before).as_secs_f64() / took;
     say(&format!(
-        "\n| sidecars | purges per second | until acknowledged, median | 99th percentile | CPU of a sidecar, median | maximum | CPU of Redis |\n\
-         | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n\
-         | {} | {:.0} | {:.1} ms | {:.1} ms | {:.1} % | {:.1} % | {:.1} % |",
+        "\n| sidecars | told by | purges per second | until acknowledged, median | 99th percentile | not by all in time | CPU of a sidecar, median | maximum | CPU of Redis |\n\
+         | ---: | :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n\
+         | {} | {} | {:.0} | {:.1} ms | {:.1} ms | {late} | {:.1} % | {:.1} % | {:.1} % |",
         shares.len(),
+        told_by(fleet),
         (of_each * CLIENTS) as f64 / took,
         times.quantile(0.5)?,
         times.quantile(0.99)?,
@@ -211,6 +234,10 @@ fn at_a_rate(fleet: &Fleet, arguments: &Arguments) -> Result<()> {
         shares.last().copied().unwrap_or_default() * 100.0,
         redis * 100.0
     ))
+}
+
+const fn told_by(fleet: &Fleet) -> &'static str {
+    if fleet.redis.is_some() { "Redis" } else { "one another" }
 }
 
 fn say(text: &str) -> Result<()> {
