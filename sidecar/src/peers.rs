@@ -6,7 +6,8 @@
 //!   does not: from then on that pod is told beside, until it acknowledges.
 //! - A purge that one pod has heard of reaches every pod that it can reach, whatever becomes of the pod through which it was made: pods
 //!   compare what they know about each second ([`log`]).
-//! - A pod that begins is known to the others before it stores anything ([`Peers::join`]).
+//! - A pod that begins is known to the others before it stores anything ([`Peers::join`]). One that ends says so when it serves nothing any
+//!   more ([`Peers::leave`]).
 //! - Nobody is believed who does not know the policy's token, nor is the token sent to anybody ([`authentication`]).
 //! - Nothing here is on the path of a request that is no write.
 //!
@@ -47,6 +48,7 @@ mod simulation;
 mod state;
 mod telling;
 
+use authentication::{KeyFile, Keys};
 use ledger::{Conditions, Ledger};
 use log::Effect;
 pub use log::Purge;
@@ -62,8 +64,8 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 const COMPARISON_INTERVAL: Duration = Duration::from_secs(1);
 /// Time after which a purge is in Redis if none is pending, in milliseconds: longer than telling Redis takes.
 const SETTLING_MS: u64 = 10_000;
-/// Time for which addresses count as those of all pods, after they were found.
-const FOUND_FOR: Duration = Duration::from_secs(15);
+/// Time for which addresses count as those of all pods, after they were found: one lookup of the names, each 5 s, may fail and be slow.
+const FOUND_FOR: Duration = Duration::from_secs(30);
 
 /// The stored responses of this pod, as far as purges of other pods concern them.
 pub trait Purgeable: Send + Sync {
@@ -89,6 +91,7 @@ pub struct Options {
 /// The other pods of the policy, and the purges that they are told.
 pub struct Peers {
     options: Options,
+    keys: KeyFile,
     caches: Arc<dyn Purgeable>,
     stats: Arc<Stats>,
     ledger: Mutex<Ledger>,
@@ -97,6 +100,8 @@ pub struct Peers {
     is_joining: AtomicBool,
     /// This pod is about to end.
     is_leaving: AtomicBool,
+    /// True once it serves nothing any more.
+    has_stopped: AtomicBool,
     tasks: Mutex<Vec<AbortOnDropHandle<()>>>,
 }
 
@@ -110,6 +115,7 @@ impl Peers {
     /// Begins to look for other pods, and to compare purges with them.
     pub fn start(options: Options, caches: Arc<dyn Purgeable>, stats: Arc<Stats>) -> Arc<Self> {
         let peers = Arc::new(Self {
+            keys: KeyFile::new(options.token_file.clone()),
             options,
             caches,
             stats,
@@ -117,6 +123,7 @@ impl Peers {
             members: Members::default(),
             is_joining: AtomicBool::new(true),
             is_leaving: AtomicBool::new(false),
+            has_stopped: AtomicBool::new(false),
             tasks: Mutex::default(),
         });
         let tasks = [
@@ -143,6 +150,11 @@ impl Peers {
         self.options.address
     }
 
+    /// Returns the keys of messages to and from other pods; `None` if the token can't be read.
+    pub async fn keys(&self) -> Option<Arc<Keys>> {
+        self.keys.read().await
+    }
+
     /// Returns a number by which a purge is known that Redis is told of, too.
     pub fn number(&self) -> u64 {
         fastrand::u64(1..)
@@ -154,29 +166,31 @@ impl Peers {
         let (number, generation) = redis;
         let purge = Purge { seq: 0, version, names: names.to_vec(), number, generation };
         let seq = self.ledger.lock().append(purge, boot_ms());
-        let told = self.until_acknowledged(seq, Instant::now() + ACKNOWLEDGEMENT_TIMEOUT).await;
+        let told = self.until_acknowledged(seq, Instant::now()).await;
         self.stats.peers.count(PeerOutcome::Acknowledged, told.acknowledged);
         self.stats.peers.count(PeerOutcome::Missed, told.missing.len());
         told
     }
 
-    async fn until_acknowledged(&self, seq: u64, deadline: Instant) -> PeersTold {
+    async fn until_acknowledged(&self, seq: u64, made_at: Instant) -> PeersTold {
+        let deadline = made_at + ACKNOWLEDGEMENT_TIMEOUT;
         let members = self.members.all();
         members.iter().for_each(|member| member.wake());
-        let outcomes = join_all(members.iter().map(|member| member.acknowledges(seq, deadline))).await;
+        let outcomes =
+            join_all(members.iter().map(|member| member.acknowledges(seq, made_at, deadline))).await;
         let mut told = PeersTold::default();
         for (member, outcome) in members.iter().zip(outcomes) {
             match outcome {
                 Some(true) => told.acknowledged += 1,
                 Some(false) => told.missing.push(member.address.to_string()),
-                // It is this pod itself.
+                // It is this pod itself, or nobody.
                 None => {}
             }
         }
         told
     }
 
-    /// Returns true if every pod of the policy is known and responds now.
+    /// Returns true if every pod of the policy is known and responds now. Addresses at which nothing can be stored do not count.
     pub async fn respond(&self) -> bool {
         let asked_at = Instant::now();
         if !self.members.are_found_since(asked_at.checked_sub(FOUND_FOR)) {
@@ -191,9 +205,10 @@ impl Peers {
             .all(|is| is)
     }
 
-    /// Hands on what the other pods may not know, before this one ends.
-    pub async fn leave(&self) {
+    /// Hands on what the other pods may not know, before this one ends. `has_stopped`: it serves nothing any more, which they are told, too.
+    pub async fn leave(&self, has_stopped: bool) {
         self.is_leaving.store(true, Ordering::Release);
+        self.has_stopped.store(has_stopped, Ordering::Release);
         let asked_at = Instant::now();
         let deadline = asked_at + LEAVE_TIMEOUT;
         let members = self.members.all();
@@ -219,16 +234,20 @@ impl Peers {
     /// Takes what another pod tells; `None`: it is malformed.
     pub fn receive(self: &Arc<Self>, request: PeerRequest) -> Option<PeerReply> {
         let address = request.address.as_ref().map(|address| address.parse()).transpose().ok()?;
-        if let Some(address) = address.filter(|_| request.instance != self.ledger.lock().instance()) {
+        let PeerRequest { instance, begins, leaves, .. } = request;
+        if leaves {
+            self.part_from(instance);
+        } else if let Some(address) = address.filter(|_| instance != self.ledger.lock().instance()) {
             // Before it hears what is known: it is told of what comes up after that.
-            self.meet(address, request.begins);
+            self.meet(address, instance, begins);
         }
         self.ledger.lock().receive(request, self.conditions(), &mut self.applying())
     }
 
     fn conditions(&self) -> Conditions {
         let has_redis = self.caches.has_told_redis().is_some();
-        Conditions { is_joining: self.is_joining(), has_redis, now: boot_ms() }
+        let is_leaving = self.has_stopped.load(Ordering::Acquire);
+        Conditions { is_joining: self.is_joining(), is_leaving, has_redis, now: boot_ms() }
     }
 
     /// Returns the way in which purges of others are applied.
@@ -264,7 +283,7 @@ impl Peers {
             let next = next.or(members.first());
             last = next.map(|member| member.address);
             let _ = next.inspect(|member| member.compare());
-            let (now, has_told_redis) = (boot_ms(), self.caches.has_told_redis() == Some(true));
+            let (now, has_told_redis) = (boot_ms(), self.caches.has_told_redis());
             self.ledger.lock().forget(has_told_redis, now.saturating_sub(SETTLING_MS), now);
             let PeersReport { reachable, unreachable, .. } = self.report();
             self.stats.peers.set_pods(reachable, unreachable.len());

@@ -157,11 +157,12 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     drain.end();
     shutdown.cancel();
     tasks.close();
-    if tokio::time::timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
+    let has_stopped = tokio::time::timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_ok();
+    if !has_stopped {
         tracing::warn!(connections = tasks.len(), "some connections did not close in time");
     }
     if let Some(peers) = &peers {
-        peers.leave().await;
+        peers.leave(has_stopped).await;
     }
     telemetry.shutdown().await;
     tracing::info!("stopped");

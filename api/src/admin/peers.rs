@@ -21,6 +21,9 @@ pub struct PeerRequest {
     /// True if nothing is stored in the sender yet.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub begins: bool,
+    /// True if the sender has nothing stored any more that is served, and is about to end.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub leaves: bool,
     /// Number of the last purge that the sender knows of each process. The reply tells of later ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub known: Option<BTreeMap<u64, PeerKnown>>,
@@ -55,7 +58,7 @@ pub struct PeerReply {
 pub struct PeerKnown {
     /// Number of the last purge.
     pub last: u64,
-    /// Time since it, in milliseconds.
+    /// Time since whoever knows it made it or heard of it, in milliseconds.
     pub idle_ms: u64,
 }
 
@@ -77,8 +80,6 @@ pub struct PeerPurges {
     pub after: u64,
     /// Number of the last purge.
     pub last: u64,
-    /// Time since the last purge, in milliseconds.
-    pub idle_ms: u64,
     /// True if purges among them are not listed any more: everything counts as purged.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub everything: bool,

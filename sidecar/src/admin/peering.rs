@@ -5,7 +5,7 @@ use std::sync::Arc;
 use aide::{OperationInput, generate::GenContext, openapi::Operation, transform::TransformOperation};
 use axum::{
     Json,
-    extract::{FromRequest, Request, State},
+    extract::{FromRequest, Request},
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header};
@@ -16,7 +16,10 @@ use super::{
     json::{Sent, Strict},
     refused::{Refused, refuses},
 };
-use crate::peers::authentication::{Accepted, Credentials, Keys, SCHEME};
+use crate::peers::{
+    Peers,
+    authentication::{Accepted, Credentials, Keys, SCHEME},
+};
 
 /// Name of the scheme in the OpenAPI document.
 pub(super) const DOCUMENTED_SCHEME: &str = "peer";
@@ -27,8 +30,9 @@ impl Sent for PeerRequest {
 
 /// A request of another pod, which has proven that it knows the token.
 pub(super) struct FromPeer {
+    peers: Arc<Peers>,
     request: PeerRequest,
-    keys: Keys,
+    keys: Arc<Keys>,
     credentials: Credentials,
     connection: Arc<Accepted>,
 }
@@ -42,18 +46,20 @@ impl FromRequest<Arc<Admin>> for FromPeer {
             return Err(Refused::challenged(HeaderValue::from_static(SCHEME), "not over this connection"));
         };
         let refused = |detail: &str| Refused::challenged(connection.challenge(), detail);
-        let Some(file) = &admin.token_file else {
+        if admin.token_file.is_none() {
             return Err(refused("no token is configured: start the sidecar with --admin-token-file"));
-        };
-        let keys =
-            Keys::read(file).await.ok_or_else(|| refused("the token file can't be read, or is empty"))?;
+        }
         let credentials = Credentials::read(&head.headers).ok_or_else(|| {
             refused(
                 "prove that you know the token, by the challenge in WWW-Authenticate: it is not sent here",
             )
         })?;
-        let announced = admin.peers.as_ref().and_then(|peers| peers.address());
-        if !connection.believes(&keys, &credentials, announced) {
+        let Some(peers) = &admin.peers else {
+            let detail = "this sidecar has no peers: start it with --peers";
+            return Err(Refused::new(StatusCode::CONFLICT, detail));
+        };
+        let keys = peers.keys().await.ok_or_else(|| refused("the token file can't be read, or is empty"))?;
+        if !connection.believes(&keys, &credentials, peers.address()) {
             return Err(refused(
                 "the token is wrong, or this is not the pod, the connection or the time for the request",
             ));
@@ -63,7 +69,7 @@ impl FromRequest<Arc<Admin>> for FromPeer {
             is_signed.then_some(()).ok_or_else(|| refused("the body is not the one that was authenticated"))
         })
         .await?;
-        Ok(Self { request, keys, credentials, connection })
+        Ok(Self { peers: Arc::clone(peers), request, keys, credentials, connection })
     }
 }
 
@@ -74,13 +80,8 @@ impl OperationInput for FromPeer {
 }
 
 pub(super) async fn purges(
-    State(admin): State<Arc<Admin>>,
-    FromPeer { request, keys, credentials, connection }: FromPeer,
+    FromPeer { peers, request, keys, credentials, connection }: FromPeer,
 ) -> Result<Response, Refused> {
-    let Some(peers) = &admin.peers else {
-        let detail = "this sidecar has no peers: start it with --peers";
-        return Err(Refused::new(StatusCode::CONFLICT, detail));
-    };
     let reply = peers.receive(request).ok_or_else(|| {
         Refused::malformed(
             "purges are not in order or not all there, a name has not 32 digits, or the address is none",

@@ -20,7 +20,9 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    path::Path,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use blake3::{Hash, Hasher, KEY_LEN, OUT_LEN};
@@ -36,6 +38,9 @@ const AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("authentication-
 const REQUEST_CONTEXT: &str = "larder 2026-11 requests between pods of a policy";
 const REPLY_CONTEXT: &str = "larder 2026-11 replies between pods of a policy";
 
+/// Time for which a token counts as the one in its file.
+const READ_FOR: Duration = Duration::from_secs(1);
+
 /// Keys of the messages between pods that have one token.
 pub struct Keys {
     requests: [u8; KEY_LEN],
@@ -50,11 +55,6 @@ impl Keys {
             requests: blake3::derive_key(REQUEST_CONTEXT, token),
             replies: blake3::derive_key(REPLY_CONTEXT, token),
         })
-    }
-
-    /// Reads the token from its file, which may change at any time; `None` if there is none.
-    pub async fn read(file: &Path) -> Option<Self> {
-        Self::from_token(&tokio::fs::read(file).await.ok()?)
     }
 
     /// Returns true if a reply with these fields and this body is the one to a request.
@@ -84,6 +84,32 @@ impl Keys {
             .update(nonce.as_bytes())
             .update(body.as_bytes())
             .finalize()
+    }
+}
+
+/// The file with the token, which may change at any time.
+pub struct KeyFile {
+    path: PathBuf,
+    /// Keys of the token, and the time at which it was read.
+    keys: Mutex<Option<(Instant, Arc<Keys>)>>,
+}
+
+impl KeyFile {
+    /// Creates one that is read when it is needed.
+    pub const fn new(path: PathBuf) -> Self {
+        Self { path, keys: Mutex::new(None) }
+    }
+
+    /// Returns the keys of the token that was there within the last second; `None` if there was none.
+    pub async fn read(&self) -> Option<Arc<Keys>> {
+        let now = Instant::now();
+        let last = self.keys.lock().clone().filter(|(at, _)| now.duration_since(*at) < READ_FOR);
+        if let Some((_, keys)) = last {
+            return Some(keys);
+        }
+        let keys = Arc::new(Keys::from_token(&tokio::fs::read(&self.path).await.ok()?)?);
+        *self.keys.lock() = Some((now, Arc::clone(&keys)));
+        Some(keys)
     }
 }
 

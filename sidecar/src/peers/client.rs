@@ -41,6 +41,13 @@ pub(super) enum PeerError {
     Late,
 }
 
+impl PeerError {
+    /// Returns true if nobody accepts connections at the address.
+    pub(super) fn is_refused(&self) -> bool {
+        matches!(self, Self::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+    }
+}
+
 /// A connection that is opened when it is needed.
 #[derive(Debug)]
 pub(super) struct Client {

@@ -6,8 +6,8 @@
 use larder_api::admin::{PeerReplied, PeerReply, PeerRequest};
 
 use super::{
-    contacts::Contacts,
-    log::{Effect, Known, Log, Purge, RETENTION_MS, Segment},
+    contacts::{Contacts, GAP_MS},
+    log::{Effect, Known, Log, Purge, Segment},
     message,
     state::State,
 };
@@ -62,6 +62,8 @@ pub(super) enum Outcome {
 pub(super) struct Conditions {
     /// Nothing is stored in this pod yet.
     pub(super) is_joining: bool,
+    /// This pod serves nothing any more.
+    pub(super) is_leaving: bool,
     /// Redis tells of what it was told, however long ago.
     pub(super) has_redis: bool,
     pub(super) now: u64,
@@ -93,11 +95,13 @@ impl Ledger {
     }
 
     /// Forgets what nobody needs. `has_told_redis` as of [`Purgeable`](super::Purgeable): what was known until `settled_at` is in Redis.
-    pub(super) fn forget(&mut self, has_told_redis: bool, settled_at: u64, now: u64) {
-        self.log.forget_old(now);
-        if has_told_redis {
-            self.log.settle(settled_at);
+    pub(super) fn forget(&mut self, has_told_redis: Option<bool>, settled_at: u64, now: u64) {
+        match has_told_redis {
+            Some(true) => self.log.settle(settled_at),
+            Some(false) => self.log.hold(),
+            None => {}
         }
+        self.log.forget_old(now);
         self.contacts.forget_old(now);
     }
 
@@ -108,7 +112,7 @@ impl Ledger {
         to: &State,
         lacks: Option<&Known>,
         compares: bool,
-        Conditions { is_joining, now, .. }: Conditions,
+        Conditions { is_joining, is_leaving, now, .. }: Conditions,
     ) -> Request {
         let purges: Vec<_> = match lacks {
             Some(known) => self.log.missing(known, 0, now),
@@ -123,6 +127,7 @@ impl Ledger {
             age_ms: self.age_ms(now),
             address: None,
             begins: is_joining,
+            leaves: is_leaving,
             known: compares.then(|| self.log.known(now)),
             replied: to.replied,
             purges: purges.into_iter().map(Into::into).collect(),
@@ -137,14 +142,14 @@ impl Ledger {
         conditions: Conditions,
         apply: &mut dyn FnMut(Effect<'_>),
     ) -> Option<PeerReply> {
-        let PeerRequest { instance, age_ms, address: _, begins, known, replied, purges } = request;
+        let PeerRequest { instance, age_ms, address: _, begins, leaves: _, known, replied, purges } = request;
         let Conditions { has_redis, now, .. } = conditions;
         let reply = PeerReply { instance: self.instance, age_ms: self.age_ms(now), ..PeerReply::default() };
         if instance == self.instance {
             return Some(reply);
         }
         let segments = purges.into_iter().map(message::segment).collect::<Option<Vec<_>>>()?;
-        self.hear(segments, instance, age_ms, now, apply);
+        self.hear(segments, instance, age_ms, conditions, apply);
         let has_all = known.as_ref().is_some_and(|known| self.log.has_all(known));
         if let Some(replied) = replied.filter(|replied| has_all && replied.instance == self.instance) {
             // It was put together after that reply, so that this is as good as having asked then.
@@ -175,7 +180,7 @@ impl Ledger {
         let Conditions { is_joining, now, .. } = conditions;
         let begins = to.message.begins;
         let segments = purges.into_iter().map(message::segment).collect::<Option<Vec<_>>>()?;
-        self.hear(segments, instance, age_ms, now, apply);
+        self.hear(segments, instance, age_ms, conditions, apply);
         if known.is_some() && !begins {
             self.close_gap(instance, age_ms, to.asked_at, conditions, apply);
         }
@@ -206,13 +211,15 @@ impl Ledger {
         segments: Vec<Segment>,
         instance: u64,
         age_ms: u64,
-        now: u64,
+        Conditions { has_redis, now, .. }: Conditions,
         apply: &mut dyn FnMut(Effect<'_>),
     ) {
         if segments.is_empty() {
             return;
         }
-        let is_after_gap = self.contacts.is_after_gap(instance, self.age_ms(now).min(age_ms), now);
+        // With Redis, what was forgotten there is in it.
+        let is_after_gap =
+            !has_redis && self.contacts.is_after_gap(instance, self.age_ms(now).min(age_ms), now);
         for segment in segments {
             self.log.hear(segment, is_after_gap, now, |effect| {
                 if matches!(effect, Effect::Everything) {
@@ -233,7 +240,7 @@ impl Ledger {
         apply: &mut dyn FnMut(Effect<'_>),
     ) {
         let age_ms = age_ms.min(now.saturating_sub(self.emptied_at));
-        let may_lack = age_ms > RETENTION_MS && self.contacts.is_after_gap(instance, age_ms, at);
+        let may_lack = age_ms > GAP_MS && self.contacts.is_after_gap(instance, age_ms, at);
         self.contacts.record(instance, at);
         if may_lack && !has_redis {
             self.emptied_at = now;
@@ -250,7 +257,8 @@ mod tests {
 
     use super::*;
 
-    const CONDITIONS: Conditions = Conditions { is_joining: false, has_redis: false, now: 0 };
+    const CONDITIONS: Conditions =
+        Conditions { is_joining: false, is_leaving: false, has_redis: false, now: 0 };
 
     fn purge() -> Purge {
         let version = larder_policy::PurgeName::version("v");
@@ -297,7 +305,7 @@ mod tests {
 
     #[test]
     fn everything_that_is_purged_after_a_gap_is_told_to_those_that_only_this_pod_reaches() {
-        let ends_at = RETENTION_MS + 1;
+        let ends_at = GAP_MS + 1;
         let [mut a, mut b, mut c] = [1, 2, 3].map(|instance| Ledger::new(instance, 0));
         let (mut to_a, mut to_b) = (State::default(), State::default());
         for now in [0, ends_at - 1, ends_at] {

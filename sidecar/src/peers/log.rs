@@ -9,8 +9,9 @@
 //! - Memory is bounded: of more than [`MAX_NAMES`] names the oldest are dropped.
 //!
 //! # Assumptions
-//! A pod that has not asked another one for [`RETENTION_MS`] takes whatever that one has heard of for everything ([`Log::hear`]). So what was
-//! dropped that long ago need not be told.
+//! A pod that has not asked another one for [`GAP_MS`](super::contacts::GAP_MS) takes whatever that one has heard of for everything
+//! ([`Log::hear`]). So what that one **heard of** longer ago than [`RETENTION_MS`] need not be told, however old it was by then. With Redis
+//! nothing is taken for everything: what Redis was not told of is kept until it is ([`Log::forget_old`]).
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -24,8 +25,10 @@ mod tests;
 pub(super) const MAX_NAMES: usize = 4096;
 /// Maximum number of processes.
 const MAX_ORIGINS: usize = 1024;
-/// Time for which purges are kept, in milliseconds.
+/// Time for which purges are kept after they were heard of, in milliseconds.
 pub(super) const RETENTION_MS: u64 = 30 * 60_000;
+/// Time in which a purge that was taken over may be on its way to those that lack it, in milliseconds.
+const ON_ITS_WAY_MS: u64 = 5_000;
 
 /// The last purge that is known of each process.
 pub(super) type Known = BTreeMap<u64, PeerKnown>;
@@ -52,8 +55,6 @@ pub(super) struct Segment {
     /// Number before that of the first purge.
     pub(super) after: u64,
     pub(super) last: u64,
-    /// Time since the last purge, in milliseconds.
-    pub(super) idle_ms: u64,
     /// Purges among them are not listed any more.
     pub(super) everything: bool,
     /// The last purge that is not listed because nobody has to hear of it from this process. All after it are listed.
@@ -76,6 +77,8 @@ pub(super) struct Log {
     own: u64,
     origins: BTreeMap<u64, History>,
     names: usize,
+    /// Redis was not told of some of them.
+    is_held: bool,
 }
 
 #[derive(Debug, Default)]
@@ -86,8 +89,8 @@ struct History {
     floor_at: u64,
     /// Purges up to `floor` were taken over from others, so that Redis can't be told of them.
     is_adopted: bool,
-    /// Time of the last purge.
-    changed_at: u64,
+    /// Time at which the last purge was made or heard of. One that was taken over: as for whoever knew it.
+    heard_at: u64,
     /// The last purges, without a gap, with the time at which each was heard of.
     purges: VecDeque<(u64, Purge)>,
 }
@@ -95,7 +98,7 @@ struct History {
 impl Log {
     /// Creates the log of a process.
     pub(super) fn new(own: u64) -> Self {
-        Self { own, origins: BTreeMap::new(), names: 0 }
+        Self { own, origins: BTreeMap::new(), names: 0, is_held: false }
     }
 
     /// Returns the number of the last purge that is known of a process; 0 if none is.
@@ -107,7 +110,7 @@ impl Log {
     pub(super) fn own_last(&self, now: u64) -> u64 {
         self.origins
             .get(&self.own)
-            .filter(|history| history.is_offered(now))
+            .filter(|history| self.is_offered(history, now))
             .map_or(0, |history| history.last)
     }
 
@@ -115,7 +118,7 @@ impl Log {
     pub(super) fn append(&mut self, purge: Purge, now: u64) -> u64 {
         let history = self.origins.entry(self.own).or_default();
         let seq = history.last + 1;
-        (history.last, history.changed_at) = (seq, now);
+        (history.last, history.heard_at) = (seq, now);
         if purge.names.len() > MAX_NAMES {
             self.drop_all_of(self.own, now);
         } else {
@@ -129,7 +132,7 @@ impl Log {
     /// Adds a purge of everything by this process.
     pub(super) fn append_everything(&mut self, now: u64) {
         let own = self.origins.entry(self.own).or_default();
-        (own.last, own.changed_at) = (own.last + 1, now);
+        (own.last, own.heard_at) = (own.last + 1, now);
         self.drop_all_of(self.own, now);
     }
 
@@ -141,7 +144,7 @@ impl Log {
 
     /// Returns true if there is no purge that another process knows and this one does not.
     pub(super) fn has_all(&self, known: &Known) -> bool {
-        known.iter().all(|(origin, known)| known.idle_ms > RETENTION_MS || known.last <= self.last(*origin))
+        known.iter().all(|(origin, known)| known.last <= self.last(*origin))
     }
 
     /// Returns the purges that another process does not know of.
@@ -153,7 +156,8 @@ impl Log {
 
     /// Returns the purges of this process after a number, unless they are too old to be told.
     pub(super) fn own_after(&self, after: u64, now: u64) -> Option<Segment> {
-        self.origins.get(&self.own).filter(|history| history.is_offered(now))?.segment(self.own, after, now)
+        let own = self.origins.get(&self.own).filter(|history| self.is_offered(history, now))?;
+        own.segment(self.own, after, now)
     }
 
     /// Takes purges that another process told of, and has `apply` apply those that were not known. If it may have told of less than was
@@ -165,7 +169,7 @@ impl Log {
         now: u64,
         mut apply: impl FnMut(Effect<'_>),
     ) {
-        let Segment { origin, after, last, idle_ms, everything, settled, purges } = segment;
+        let Segment { origin, after, last, everything, settled, purges } = segment;
         let known = self.last(origin);
         if origin == self.own || last <= known {
             return;
@@ -181,7 +185,7 @@ impl Log {
             return;
         }
         let history = self.origins.entry(origin).or_default();
-        (history.last, history.changed_at) = (last, now.saturating_sub(idle_ms));
+        (history.last, history.heard_at) = (last, now);
         if everything {
             self.drop_all_of(origin, now);
         } else {
@@ -205,7 +209,7 @@ impl Log {
         for (origin, PeerKnown { last, idle_ms }) in known.iter().filter(|(origin, _)| **origin != own) {
             if *last > self.last(*origin) {
                 let history = self.origins.entry(*origin).or_default();
-                (history.last, history.changed_at) = (*last, now.saturating_sub(*idle_ms));
+                (history.last, history.heard_at) = (*last, now.saturating_sub(*idle_ms));
                 history.is_adopted = true;
                 self.drop_all_of(*origin, now);
             }
@@ -215,6 +219,7 @@ impl Log {
 
     /// Forgets purges that every pod hears of by Redis, because it was told of all that were heard of until `until`.
     pub(super) fn settle(&mut self, until: u64) {
+        self.is_held = false;
         for history in self.origins.values_mut() {
             self.names -= history.drop_until(until);
             if !history.is_adopted {
@@ -223,22 +228,34 @@ impl Log {
         }
     }
 
+    /// Keeps all purges, and tells of them, until Redis has them ([`Self::settle`]): other pods rely on it for those that are forgotten.
+    pub(super) const fn hold(&mut self) {
+        self.is_held = true;
+    }
+
     /// Forgets purges that are too old to be told.
     pub(super) fn forget_old(&mut self, now: u64) {
-        let until = now.saturating_sub(RETENTION_MS);
-        for history in self.origins.values_mut() {
+        // As long as they are offered.
+        let until = now.saturating_sub(RETENTION_MS + 1);
+        for history in self.origins.values_mut().filter(|_| !self.is_held) {
             self.names -= history.drop_until(until);
             history.forget_floor(until);
         }
-        let own = self.own;
+        let (own, is_held) = (self.own, self.is_held);
         // Twice as long, so that nobody is told anew of one that is forgotten.
         let since = now.saturating_sub(2 * RETENTION_MS);
-        self.origins.retain(|origin, history| *origin == own || history.changed_at >= since);
+        self.origins.retain(|origin, history| {
+            *origin == own || history.heard_at >= since || is_held && history.is_to_be_told()
+        });
     }
 
-    /// Returns the processes that have purged anything of late.
+    /// Returns the processes whose purges others are told of.
     fn offered(&self, now: u64) -> impl Iterator<Item = (&u64, &History)> {
-        self.origins.iter().filter(move |(_, history)| history.is_offered(now))
+        self.origins.iter().filter(move |(_, history)| self.is_offered(history, now))
+    }
+
+    fn is_offered(&self, history: &History, now: u64) -> bool {
+        history.is_recent(now) || self.is_held && history.is_to_be_told()
     }
 
     fn drop_all_of(&mut self, origin: u64, now: u64) {
@@ -269,12 +286,12 @@ impl Log {
             return;
         }
         let mut ages: Vec<_> =
-            self.origins.iter().map(|(origin, history)| (history.changed_at, *origin)).collect();
+            self.origins.iter().map(|(origin, history)| (history.heard_at, *origin)).collect();
         ages.sort_unstable();
         let mut is_offered = false;
         for (_, origin) in ages.into_iter().filter(|(_, origin)| *origin != self.own).take(MAX_ORIGINS / 2) {
             if let Some(mut history) = self.origins.remove(&origin) {
-                is_offered |= history.is_offered(now);
+                is_offered |= history.is_recent(now) || self.is_held && history.is_to_be_told();
                 self.names -= history.drop_until(u64::MAX);
             }
         }
@@ -285,13 +302,23 @@ impl Log {
 }
 
 impl History {
-    /// Returns true if others are told of its purges.
-    const fn is_offered(&self, now: u64) -> bool {
-        self.changed_at >= now.saturating_sub(RETENTION_MS)
+    /// Returns true if the last of its purges was heard of so late that others may not have heard of it from anybody.
+    const fn is_recent(&self, now: u64) -> bool {
+        self.heard_at >= now.saturating_sub(RETENTION_MS)
+    }
+
+    /// Returns true if it has purges that are not in Redis.
+    fn is_to_be_told(&self) -> bool {
+        self.floor > 0 || self.last > self.settled()
     }
 
     const fn known(&self, now: u64) -> PeerKnown {
-        PeerKnown { last: self.last, idle_ms: now.saturating_sub(self.changed_at) }
+        PeerKnown { last: self.last, idle_ms: now.saturating_sub(self.heard_at) }
+    }
+
+    /// Returns the number of the last purge that is not listed.
+    fn settled(&self) -> u64 {
+        self.last - self.purges.len() as u64
     }
 
     /// Forgets that purges were dropped, if that was until then.
@@ -307,14 +334,17 @@ impl History {
             return None;
         }
         let everything = after < self.floor;
+        if everything && self.is_adopted && now.saturating_sub(self.heard_at) < ON_ITS_WAY_MS {
+            // Whoever lacks it hears of it by its names, more likely than not.
+            return None;
+        }
         let purges = self.purges.iter().filter(|(_, purge)| purge.seq > after && !everything);
         Some(Segment {
             origin,
             after,
             last: self.last,
-            idle_ms: now.saturating_sub(self.changed_at),
             everything,
-            settled: self.last - self.purges.len() as u64,
+            settled: self.settled(),
             purges: purges.map(|(_, purge)| purge.clone()).collect(),
         })
     }

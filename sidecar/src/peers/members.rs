@@ -62,9 +62,12 @@ impl Member {
         self.state.borrow().clone()
     }
 
-    /// Has it told what it has not acknowledged.
+    /// Has it told what it has not acknowledged, and an address tried at which nobody was.
     pub(super) fn wake(&self) {
         self.wake.notify_one();
+        if self.state.borrow().reach == Reach::Absent {
+            self.retry();
+        }
     }
 
     /// Has it asked for what it knows.
@@ -83,17 +86,13 @@ impl Member {
         let _ = timeout(pause, self.retry.notified()).await;
     }
 
-    /// Records that a process has begun there, so that purges wait for it.
-    fn begins(&self) {
-        self.state.send_if_modified(|state| {
-            let was_unreachable = matches!(state.reach, Reach::Unreachable(_));
-            if was_unreachable {
-                state.reach = Reach::Unknown;
-            }
-            was_unreachable
-        });
-        self.compare();
-        self.retry();
+    /// Records that a process said that this is its address. Purges wait for one that begins.
+    fn is_announced(&self, instance: u64, begins: bool) {
+        let is_lost = self.state.send_if_modified(|state| state.is_announced(instance, begins));
+        if begins || is_lost {
+            self.compare();
+            self.retry();
+        }
     }
 
     /// Returns true if it is to be asked for what it knows, once.
@@ -125,60 +124,66 @@ impl Member {
         self.state.send_modify(|state| state.reach = Reach::Own);
     }
 
-    /// Records that a request failed.
-    pub(super) fn failed(&self, reason: &str) {
-        self.state.send_modify(|state| self.is_unreachable(state, reason));
+    /// Records that a request failed that left at `asked_at`, because the connection was refused or for another reason.
+    pub(super) fn failed(&self, reason: &str, is_refused: bool, asked_at: Instant) {
+        self.state.send_modify(|state| self.is_unreachable(state, reason, is_refused, asked_at));
     }
 
-    fn is_unreachable(&self, state: &mut State, reason: &str) {
-        if !matches!(state.reach, Reach::Unreachable(_)) {
+    fn is_unreachable(&self, state: &mut State, reason: &str, is_refused: bool, asked_at: Instant) {
+        if state.fails(reason, is_refused, asked_at) {
             tracing::warn!(
                 peer = %self.address,
                 reason,
                 "another pod can't be told of purges: responses in it may be stale until it can"
             );
         }
-        state.reach = Reach::Unreachable(reason.to_owned());
     }
 
-    /// Waits until it has replied, or turns out to be this pod.
+    /// Waits until it has replied, or turns out to be this pod or nobody.
     pub(super) async fn joined(&self, deadline: Instant) {
-        let has_joined = |state: &State| !state.has_never_replied() || state.reach == Reach::Own;
         let mut state = self.state.subscribe();
-        let _ = timeout_at(deadline, state.wait_for(has_joined)).await;
+        let _ = timeout_at(deadline, state.wait_for(State::is_joined)).await;
     }
 
-    /// Waits until all purges through this process up to a number hold there, or it can't be told; `None`: it is this pod.
-    pub(super) async fn acknowledges(&self, seq: u64, deadline: Instant) -> Option<bool> {
-        self.wait(deadline, |state| state.acknowledged >= seq).await
+    /// Waits until all purges through this process up to a number hold there, the last of which was made at `since`, or it can't be told;
+    /// `None`: it is this pod, or nobody.
+    pub(super) async fn acknowledges(&self, seq: u64, since: Instant, deadline: Instant) -> Option<bool> {
+        self.wait(since, deadline, |state| state.acknowledged >= seq).await
     }
 
-    /// Waits until it has replied to a request that left after `since`. Returns true if it did, and if it is this pod.
+    /// Waits until it has replied to a request that left after `since`. Returns true if it did, and if it is this pod or nobody.
     pub(super) async fn responds(&self, since: Instant, deadline: Instant) -> bool {
-        self.wait(deadline, |state| state.asked_at.is_some_and(|at| at >= since)).await.unwrap_or(true)
+        self.wait(since, deadline, |state| state.asked_at.is_some_and(|at| at >= since)).await.unwrap_or(true)
     }
 
     /// Waits until all purges through this process up to a number hold there, whether it can be reached or not. Returns true if they do,
-    /// and if it is this pod.
+    /// and if it is this pod or nobody.
     pub(super) async fn has_all(&self, seq: u64, deadline: Instant) -> bool {
-        let has_all = |state: &State| state.acknowledged >= seq || state.reach == Reach::Own;
+        let has_all =
+            |state: &State| state.acknowledged >= seq || matches!(state.reach, Reach::Absent | Reach::Own);
         let mut state = self.state.subscribe();
         timeout_at(deadline, state.wait_for(has_all)).await.is_ok_and(|state| state.is_ok())
     }
 
-    async fn wait(&self, deadline: Instant, is_done: impl Fn(&State) -> bool) -> Option<bool> {
-        let ends =
-            |state: &State| is_done(state) || matches!(state.reach, Reach::Unreachable(_) | Reach::Own);
+    async fn wait(
+        &self,
+        since: Instant,
+        deadline: Instant,
+        is_done: impl Fn(&State) -> bool,
+    ) -> Option<bool> {
+        let ends = |state: &State| {
+            is_done(state) || state.needs_none(since) || matches!(state.reach, Reach::Unreachable(_))
+        };
         let began = Instant::now();
         let mut state = self.state.subscribe();
         match timeout_at(deadline, state.wait_for(ends)).await {
-            Ok(Ok(state)) => (state.reach != Reach::Own).then(|| is_done(&state)),
+            Ok(Ok(state)) => (!state.needs_none(since)).then(|| is_done(&state)),
             Ok(Err(_)) => Some(false),
             Err(_) => {
                 self.state.send_if_modified(|state| {
                     let is_late = state.is_late(began);
                     if is_late {
-                        self.is_unreachable(state, LATE);
+                        self.is_unreachable(state, LATE, false, began);
                     }
                     is_late
                 });
@@ -236,7 +241,7 @@ impl Members {
                 Reach::Unreachable(reason) => {
                     report.unreachable.insert(member.address.to_string(), reason);
                 }
-                Reach::Unknown | Reach::Own => {}
+                Reach::Unknown | Reach::Absent | Reach::Own => {}
             }
         }
         report
@@ -249,7 +254,7 @@ impl Members {
         if let Some(entry) = list.get_mut(&address) {
             (entry.seen_at, entry.is_named) = (seen_at, entry.is_named || is_named);
             Some(Arc::clone(&entry.member))
-        } else if is_named || list.len() < MAX_MET {
+        } else if is_named || list.values().filter(|entry| !entry.is_named).count() < MAX_MET {
             let member = Arc::new(Member::new(address));
             let telling = tokio::spawn(Arc::clone(peers).keep_told(Arc::clone(&member)));
             let telling = AbortOnDropHandle::new(telling);
@@ -269,7 +274,7 @@ impl Members {
         let now = Instant::now();
         self.list.lock().retain(|address, entry| {
             entry.is_named = addresses.contains(address);
-            let is_silent = matches!(entry.member.state().reach, Reach::Unreachable(_));
+            let is_silent = matches!(entry.member.state().reach, Reach::Unreachable(_) | Reach::Absent);
             entry.is_named || !is_silent && now.duration_since(entry.seen_at) < MET_FOR
         });
         self.found.send_replace(Found { at: Some(now), error: None });
@@ -286,11 +291,16 @@ impl Members {
 }
 
 impl Peers {
-    /// Takes note of a pod that said its address, which may have just begun.
-    pub(super) fn meet(self: &Arc<Self>, address: SocketAddr, begins: bool) {
+    /// Takes note of a process that said its address, which may have just begun.
+    pub(super) fn meet(self: &Arc<Self>, address: SocketAddr, instance: u64, begins: bool) {
         let member = self.members.add(address, false, self);
-        if begins {
-            member.inspect(|member| member.begins());
+        let _ = member.inspect(|member| member.is_announced(instance, begins));
+    }
+
+    /// Takes note of a process that serves nothing any more: nobody waits for it, and no write is refused because of it.
+    pub(super) fn part_from(&self, instance: u64) {
+        for member in self.members.all() {
+            member.state.send_if_modified(|state| state.has_gone(instance));
         }
     }
 

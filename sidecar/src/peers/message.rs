@@ -11,7 +11,7 @@ use super::log::{Purge, Segment};
 const DIGITS: usize = 32;
 
 impl From<Segment> for PeerPurges {
-    fn from(Segment { origin, after, last, idle_ms, everything, settled, purges }: Segment) -> Self {
+    fn from(Segment { origin, after, last, everything, settled, purges }: Segment) -> Self {
         let purges = purges.into_iter().map(|Purge { seq, version, names, number, generation }| PeerPurge {
             seq,
             version: hex(&[version]),
@@ -19,13 +19,13 @@ impl From<Segment> for PeerPurges {
             number,
             generation,
         });
-        Self { origin, after, last, idle_ms, everything, settled, purges: purges.collect() }
+        Self { origin, after, last, everything, settled, purges: purges.collect() }
     }
 }
 
 /// Parses purges; `None` if they are malformed, or some are neither listed nor accounted for: the rest would be taken for all.
 pub(super) fn segment(purges: PeerPurges) -> Option<Segment> {
-    let PeerPurges { origin, after, last, idle_ms, everything, settled, purges } = purges;
+    let PeerPurges { origin, after, last, everything, settled, purges } = purges;
     let purges = purges.into_iter().map(|PeerPurge { seq, version, names, number, generation }| {
         let [version] = names_in(&version)?[..] else { return None };
         Some(Purge { seq, version, names: names_in(&names)?, number, generation })
@@ -34,7 +34,7 @@ pub(super) fn segment(purges: PeerPurges) -> Option<Segment> {
     let listed = purges.iter().map(|purge| purge.seq);
     let are_explained =
         everything || settled <= last && (after.max(settled)..last).map(|before| before + 1).eq(listed);
-    are_explained.then_some(Segment { origin, after, last, idle_ms, everything, settled, purges })
+    are_explained.then_some(Segment { origin, after, last, everything, settled, purges })
 }
 
 fn hex(names: &[PurgeName]) -> String {
@@ -72,15 +72,7 @@ mod tests {
             generation: 7,
         };
         let purges = vec![purge(5), purge(6)];
-        let sent = Segment {
-            origin: u64::MAX,
-            after: 3,
-            last: 6,
-            idle_ms: 1,
-            everything: false,
-            settled: 4,
-            purges,
-        };
+        let sent = Segment { origin: u64::MAX, after: 3, last: 6, everything: false, settled: 4, purges };
         let text = serde_json::to_string(&PeerPurges::from(sent.clone())).unwrap();
         let read = |text: &str| segment(serde_json::from_str(text).unwrap());
         assert_eq!(read(&text), Some(sent));

@@ -16,6 +16,7 @@ mod oracle;
 mod pod;
 mod redis;
 mod run;
+mod scenarios;
 mod telling;
 mod world;
 

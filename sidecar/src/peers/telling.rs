@@ -6,7 +6,6 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Peers,
-    authentication::Keys,
     client::{Client, PeerError},
     ledger::Outcome,
     log::Known,
@@ -26,12 +25,13 @@ impl Peers {
         let mut pause = SHORTEST_PAUSE;
         let mut lacks = None;
         loop {
+            let asked_at = Instant::now();
             let progress = match self.exchange(&member, &mut client, lacks.take()).await {
                 Ok(Outcome::Own) => return member.is_own(),
                 Ok(Outcome::Other(progress)) => progress,
                 Err(error) => {
                     client.close();
-                    member.failed(&error.to_string());
+                    member.failed(&error.to_string(), error.is_refused(), asked_at);
                     member.rest(pause).await;
                     let is_pressed = self.is_joining() || self.is_leaving.load(Ordering::Acquire);
                     pause = if is_pressed { SHORTEST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
@@ -62,7 +62,7 @@ impl Peers {
         let mut request =
             self.ledger.lock().request(&member.state(), lacks.as_ref(), compares, self.conditions());
         request.message.address = self.options.address.map(|address| address.to_string());
-        let keys = Keys::read(&self.options.token_file).await.ok_or(PeerError::NoToken)?;
+        let keys = self.keys().await.ok_or(PeerError::NoToken)?;
         let reply = timeout(REQUEST_TIMEOUT, client.send(&keys, &request.message)).await;
         let reply = reply.map_err(|_| PeerError::Late)??;
         let outcome = self.ledger.lock().take_reply(&request, reply, self.conditions(), &mut self.applying());

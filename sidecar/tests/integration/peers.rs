@@ -207,6 +207,8 @@ async fn only_the_policys_token_is_taken() {
     let before = stored(&sidecars, "/a").await;
     let [a, b, c] = &sidecars;
     c.set_token("another");
+    // It counts within a second.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
     let told = report(&a.purge(r#"{"tags": ["page:a"]}"#).await.body);
     assert_eq!(told["peers"]["missing"], json!([c.admin.to_string()]));
     assert_ne!(b.get("/a").await.body, before[1]);
@@ -403,6 +405,28 @@ async fn without_redis_a_write_is_refused_while_another_sidecar_does_not_respond
     assert_eq!(a.get("/b").await.status, 200);
     c.thaw();
     until("it passes again", async || (a.put("/a").await.status == 200).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn address_at_which_nobody_has_been_and_a_sidecar_that_has_ended_refuse_no_write() {
+    let (policy, origin) = (Policy::new(&refusing(ALONE)), Origin::numbered(&[]).await);
+    let [a, b, nobody] = [free_port(), free_port(), free_port()];
+    let first = Sidecar::among(&policy, origin.address, a, &[a, b, nobody]).await;
+    let mut second = Sidecar::among(&policy, origin.address, b, &[a, b, nobody]).await;
+    let passes = async || (first.put("/a").await.status == 200).then_some(());
+    until("it passes", passes).await;
+    second.terminate();
+    assert!(second.ended().await);
+    for _ in 0..3 {
+        assert_eq!(first.put("/a").await.status, 200, "it said that it leaves");
+    }
+    let third = Sidecar::among(&policy, origin.address, b, &[a, b, nobody]).await;
+    until("another one is there", passes).await;
+    third.kill();
+    until("one that is gone without a word counts", async || {
+        (first.put("/a").await.status == 503).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

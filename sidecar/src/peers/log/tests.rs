@@ -29,7 +29,7 @@ fn purge_reaches_a_third_pod_through_a_second_one() {
     assert_eq!(sync(&b, &mut c, 20), Some([purge("a").names, purge("b").names].concat()));
     assert_eq!(sync(&b, &mut c, 20), Some(vec![]), "once");
     let known = |idle_ms| PeerKnown { last: 1, idle_ms };
-    assert_eq!(c.known(20), BTreeMap::from([(1, known(10)), (2, known(0))]));
+    assert_eq!(c.known(25), BTreeMap::from([(1, known(5)), (2, known(5))]), "since it heard of them");
     assert_eq!(sync(&c, &mut b, 20), Some(vec![]), "its own are not told to a pod");
 }
 
@@ -94,6 +94,30 @@ fn old_purges_are_forgotten_and_processes_not_before_nobody_tells_of_them() {
 }
 
 #[test]
+fn purge_that_was_heard_of_late_is_told_as_long_as_others() {
+    let [mut a, mut b, mut c, mut d] = [1, 2, 3, 4].map(Log::new);
+    a.append(purge("a"), 1);
+    assert_eq!(sync(&a, &mut b, RETENTION_MS), Some(purge("a").names));
+    b.forget_old(2 * RETENTION_MS);
+    d.adopt(&b.known(RETENTION_MS), RETENTION_MS);
+    assert_eq!(sync(&b, &mut c, 2 * RETENTION_MS), Some(purge("a").names));
+    assert_eq!(sync(&d, &mut Log::new(5), 2 * RETENTION_MS), None, "one that took it over says so as long");
+    assert_eq!(sync(&d, &mut Log::new(6), 2 * RETENTION_MS + 1), Some(vec![]), "and no longer");
+}
+
+#[test]
+fn old_purge_that_redis_lacks_is_kept_and_told() {
+    let (mut a, mut b, now) = (Log::new(1), Log::new(2), 4 * RETENTION_MS);
+    a.append(purge("a"), 1);
+    a.hold();
+    a.forget_old(now);
+    assert_eq!(sync(&a, &mut b, now), Some(purge("a").names));
+    a.settle(now);
+    a.forget_old(now);
+    assert_eq!((a.names, sync(&a, &mut Log::new(3), now)), (0, Some(vec![])));
+}
+
+#[test]
 fn purges_that_redis_has_are_neither_kept_nor_taken_for_missed() {
     let mut a = Log::new(1);
     a.append(Purge { names: vec![PurgeName::tag("x"); MAX_NAMES + 1], ..purge("") }, 1);
@@ -136,7 +160,12 @@ fn adopted_purges_are_everything_to_processes_without_them() {
     a.append(purge("a"), 1);
     b.adopt(&a.known(1), 1);
     b.settle(5);
-    assert_eq!(sync(&b, &mut c, 5), None, "redis was not told of it by the one that took it over");
+    assert_eq!(sync(&b, &mut c, ON_ITS_WAY_MS), Some(vec![]), "it may be on its way");
+    assert_eq!(
+        sync(&b, &mut c, ON_ITS_WAY_MS + 1),
+        None,
+        "redis was not told of it by the one that took it over"
+    );
     assert_eq!(sync(&a, &mut b, 5), Some(vec![]));
 }
 

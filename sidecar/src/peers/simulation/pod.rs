@@ -66,7 +66,7 @@ fn tag(key: usize) -> PurgeName {
 }
 
 const fn prefix(key: usize) -> &'static str {
-    if key % 2 == 0 { "/even" } else { "/odd" }
+    if key.is_multiple_of(2) { "/even" } else { "/odd" }
 }
 
 /// A stored response.
@@ -144,7 +144,8 @@ impl Pod {
     }
 
     pub(super) const fn conditions(&self, now: u64) -> Conditions {
-        Conditions { is_joining: self.is_joining, has_redis: self.redis.is_some(), now }
+        let (is_joining, is_leaving) = (self.is_joining, self.is_leaving);
+        Conditions { is_joining, is_leaving, has_redis: self.redis.is_some(), now }
     }
 
     pub(super) const fn serves(&self) -> bool {
@@ -173,7 +174,7 @@ impl Pod {
     /// Returns true if nobody waits for another pod any more: it has acknowledged a purge, or can't be reached.
     pub(super) fn is_settled(&self, other: usize, seq: u64) -> bool {
         let state = &self.others[other].state;
-        state.acknowledged >= seq || matches!(state.reach, Reach::Unreachable(_))
+        state.acknowledged >= seq || matches!(state.reach, Reach::Unreachable(_) | Reach::Absent)
     }
 }
 

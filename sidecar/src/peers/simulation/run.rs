@@ -5,7 +5,7 @@ use larder_policy::PurgeName;
 use super::{
     super::{
         log::{Effect, Purge},
-        state::{LATE, Reach},
+        state::LATE,
     },
     broken::Broken,
     oracle::{Hit, Purged},
@@ -23,9 +23,7 @@ const REDIS_TIMEOUT: u64 = 25;
 
 impl World {
     pub(super) fn run(&mut self) -> Result<(), String> {
-        while let Some(event) = self.pop() {
-            self.happens(event)?;
-        }
+        self.until(self.scale.end)?;
         let there: Vec<_> = self.pods.iter().flatten().map(|pod| pod.process).collect();
         let end = self.scale.end;
         for pod in self.pods.iter().flatten().filter(|pod| pod.serves()) {
@@ -35,6 +33,15 @@ impl World {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Has everything happen that does until a time.
+    pub(super) fn until(&mut self, at: u64) -> Result<(), String> {
+        while let Some(event) = self.pop(at) {
+            self.happens(event)?;
+        }
+        self.now = at;
         Ok(())
     }
 
@@ -55,9 +62,9 @@ impl World {
             Event::Reply { pod, asker, from, number, reply } => {
                 self.take_reply(pod, asker, from, number, reply)
             }
-            Event::Timeout { pod, process, other, number } => {
+            Event::Timeout { pod, process, other, number, is_refused } => {
                 if self.living(pod, process).is_some() {
-                    self.give_up(pod, other, number);
+                    self.give_up(pod, other, number, is_refused);
                 }
             }
             Event::Drive { pod, process, other } => {
@@ -123,6 +130,11 @@ impl World {
             10 => Kind::Everything,
             _ => Kind::Many,
         };
+        self.write_of(pod, key, kind);
+    }
+
+    /// A client writes through a pod, which is to purge after that.
+    pub(super) fn write_of(&mut self, pod: usize, key: usize, kind: Kind) {
         if !self.pods[pod].as_ref().is_some_and(Pod::serves) {
             return;
         }
@@ -232,7 +244,7 @@ impl World {
         for other in left {
             let state = &mut pod.others[other].state;
             if state.is_late(instant(base, began_at)) {
-                state.reach = Reach::Unreachable(LATE.into());
+                state.fails(LATE, false, instant(base, began_at));
             }
         }
         self.responds(number, reached);
@@ -264,7 +276,7 @@ impl World {
     pub(super) fn join(&mut self, at: usize) {
         let Some(pod) = self.pods[at].as_mut().filter(|pod| pod.is_joining) else { return };
         let mut others = (0..PODS).filter(|other| *other != at);
-        if others.all(|other| !pod.others[other].state.has_never_replied()) {
+        if others.all(|other| pod.others[other].state.is_joined()) {
             pod.is_joining = false;
             self.oracle.seen.joined += 1;
         }
@@ -275,7 +287,7 @@ impl World {
         let after = self.rng.u64(self.scale.comparison / 2..self.scale.comparison * 3 / 2);
         let Some(pod) = self.living(at, process) else { return };
         pod.others[other].compares = true;
-        let has_told_redis = pod.has_told_redis() == Some(true);
+        let has_told_redis = pod.has_told_redis();
         pod.ledger.forget(has_told_redis, now.saturating_sub(SETTLING), now);
         self.drive(at, other);
         self.later(after, Event::Compare { pod: at, process });
@@ -310,13 +322,8 @@ impl World {
                 self.at(until, Event::Begin { pod });
             }
             5 => {
-                if let Some(leaving) = self.pods[pod].as_mut() {
-                    leaving.is_leaving = true;
-                    leaving
-                        .others
-                        .iter_mut()
-                        .for_each(|other| (other.compares, other.rests_until) = (true, 0));
-                    self.drive_all(pod);
+                if self.pods[pod].is_some() {
+                    self.leave(pod);
                     self.later(LEAVE_TIMEOUT, Event::End { pod, process });
                     self.at(until + LEAVE_TIMEOUT, Event::Begin { pod });
                 }
@@ -333,6 +340,18 @@ impl World {
                 }
             }
         }
+    }
+}
+
+impl World {
+    /// A pod serves nothing any more, and tells what it knows.
+    pub(super) fn leave(&mut self, pod: usize) {
+        let Some(leaving) = self.pods[pod].as_mut() else { return };
+        leaving.is_leaving = true;
+        for other in &mut leaving.others {
+            (other.compares, other.rests_until) = (true, 0);
+        }
+        self.drive_all(pod);
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     super::{
         ledger::{Outcome, Progress},
         log::{Effect, Purge},
-        state::{LATE, Reach},
+        state::LATE,
     },
     broken::Broken,
     pod::{Other, instant},
@@ -41,8 +41,10 @@ impl World {
         let (asker, mut message) = (from.process, request.message.clone());
         *asked = Some((number, request));
         self.distort(pod, &mut message.purges);
-        self.later(REQUEST_TIMEOUT, Event::Timeout { pod, process: asker, other, number });
         let process = self.process(other);
+        let is_refused = process == 0 && self.links[pod][other].is_cut_until <= now && self.rng.bool();
+        let after = if is_refused { self.rng.u64(1..8) } else { REQUEST_TIMEOUT };
+        self.later(after, Event::Timeout { pod, process: asker, other, number, is_refused });
         // Over a new connection, if the one that was open broke after the request had arrived.
         for _ in 0..if self.rng.u8(0..12) == 0 { 2 } else { 1 } {
             if let Some(after) = self.delay(pod, other) {
@@ -60,11 +62,10 @@ impl World {
     pub(super) fn receive(&mut self, from: usize, asker: u64, pod: usize, number: u64, message: PeerRequest) {
         let (now, broken) = (self.now, self.broken);
         let Some(to) = self.pods[pod].as_mut() else { return };
-        if message.begins {
-            let other = &mut to.others[from];
-            if matches!(other.state.reach, Reach::Unreachable(_)) {
-                other.state.reach = Reach::Unknown;
-            }
+        let other = &mut to.others[from];
+        if message.leaves {
+            other.state.has_gone(message.instance);
+        } else if other.state.is_announced(message.instance, message.begins) || message.begins {
             (other.compares, other.rests_until) = (true, 0);
         }
         if broken == Broken::GapIgnored {
@@ -125,17 +126,16 @@ impl World {
     }
 
     /// No reply has come.
-    pub(super) fn give_up(&mut self, pod: usize, other: usize, number: u64) {
-        let (now, pause) = (self.now, self.scale.pause);
+    pub(super) fn give_up(&mut self, pod: usize, other: usize, number: u64, is_refused: bool) {
+        let (now, pause, base) = (self.now, self.scale.pause, self.base);
         let Some(from) = self.pods[pod].as_mut() else { return };
         let (process, to) = (from.process, &mut from.others[other]);
-        if to.asked.take_if(|(asked, _)| *asked == number).is_none() {
-            return;
-        }
-        to.state.reach = Reach::Unreachable(LATE.into());
+        let Some((_, request)) = to.asked.take_if(|(asked, _)| *asked == number) else { return };
+        to.state.fails(LATE, is_refused, instant(base, request.asked_at));
         (to.compares, to.rests_until) = (true, now + pause);
         self.later(pause, Event::Drive { pod, process, other });
         self.acknowledge(pod);
+        self.join(pod);
     }
 
     fn apply_all(&mut self, pod: usize, heard: Vec<Heard>) {

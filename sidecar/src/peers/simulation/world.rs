@@ -31,9 +31,10 @@ pub(super) struct Scale {
 }
 
 /// Seconds.
-const SHORT: Scale = Scale { end: 40_000, calm: 15_000, comparison: 1_000, pause: 300, longest_fault: 6_000 };
+pub(super) const SHORT: Scale =
+    Scale { end: 40_000, calm: 15_000, comparison: 1_000, pause: 300, longest_fault: 6_000 };
 /// Hours, in which pods compare less often, but often enough.
-const LONG: Scale = Scale {
+pub(super) const LONG: Scale = Scale {
     end: 4 * 3_600_000,
     calm: 3_600_000,
     comparison: 90_000,
@@ -108,6 +109,7 @@ pub(super) enum Event {
         process: u64,
         other: usize,
         number: u64,
+        is_refused: bool,
     },
     Drive {
         pod: usize,
@@ -163,29 +165,11 @@ pub(super) enum Event {
 }
 
 impl World {
+    /// Creates one in which a seed says what happens.
     pub(super) fn new(seed: u64, broken: Broken) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let (scale, has_redis) = (if seed % 2 == 0 { SHORT } else { LONG }, rng.u8(0..3) == 0);
-        let mut world = Self {
-            broken,
-            scale,
-            now: 1,
-            base: Instant::now(),
-            rng,
-            has_redis,
-            pods: (0..PODS).map(|_| None).collect(),
-            redis: vec![],
-            versions: [0; KEYS],
-            oracle: Oracle::default(),
-            links: Default::default(),
-            next: 0,
-            acknowledged: Default::default(),
-            queue: BinaryHeap::new(),
-            events: BTreeMap::new(),
-        };
-        for pod in 0..PODS {
-            world.at(1, Event::Begin { pod });
-        }
+        let (scale, has_redis) = (if seed.is_multiple_of(2) { SHORT } else { LONG }, rng.u8(0..3) == 0);
+        let mut world = Self { rng, broken, ..Self::quiet(scale, has_redis) };
         let (busy, end) = (scale.end - scale.calm, scale.end);
         for _ in 0..400 {
             let (pod, key, at) = (world.any_pod(), world.rng.usize(0..KEYS), world.rng.u64(500..end));
@@ -207,6 +191,31 @@ impl World {
         world
     }
 
+    /// Creates one in which pods begin, and nothing else happens by itself.
+    pub(super) fn quiet(scale: Scale, has_redis: bool) -> Self {
+        let mut world = Self {
+            broken: Broken::Nothing,
+            scale,
+            now: 1,
+            base: Instant::now(),
+            rng: Rng::with_seed(0),
+            has_redis,
+            pods: (0..PODS).map(|_| None).collect(),
+            redis: vec![],
+            versions: [0; KEYS],
+            oracle: Oracle::default(),
+            links: Default::default(),
+            next: 0,
+            acknowledged: Default::default(),
+            queue: BinaryHeap::new(),
+            events: BTreeMap::new(),
+        };
+        for pod in 0..PODS {
+            world.at(1, Event::Begin { pod });
+        }
+        world
+    }
+
     pub(super) fn at(&mut self, at: u64, event: Event) {
         let number = self.number();
         self.events.insert(number, event);
@@ -217,12 +226,18 @@ impl World {
         self.at(self.now + after, event);
     }
 
-    /// Returns the next event before the end.
-    pub(super) fn pop(&mut self) -> Option<Event> {
-        let Reverse((at, number)) = self.queue.pop()?;
+    /// Returns the next event until a time.
+    pub(super) fn pop(&mut self, until: u64) -> Option<Event> {
+        let Reverse((at, number)) = *self.queue.peek().filter(|Reverse((at, _))| *at <= until)?;
+        self.queue.pop();
         self.now = at;
-        let event = self.events.remove(&number).expect("each number is in the queue once");
-        (at <= self.scale.end).then_some(event)
+        Some(self.events.remove(&number).expect("each number is in the queue once"))
+    }
+
+    /// Cuts two pods off from each other until a time; 0 connects them.
+    pub(super) fn cut(&mut self, one: usize, other: usize, until: u64) {
+        self.links[one][other].is_cut_until = until;
+        self.links[other][one].is_cut_until = until;
     }
 
     pub(super) fn number(&mut self) -> u64 {

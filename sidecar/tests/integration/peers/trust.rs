@@ -14,7 +14,8 @@ use super::{
 };
 
 /// A message by which everything of a process that nobody knows is purged.
-const EVERYTHING: &str = r#"{"instance": 7, "purges": [{"origin": 7, "after": 0, "last": 1, "idle_ms": 0, "everything": true, "purges": []}]}"#;
+const EVERYTHING: &str =
+    r#"{"instance": 7, "purges": [{"origin": 7, "after": 0, "last": 1, "everything": true, "purges": []}]}"#;
 
 async fn until_unreachable(sidecar: &Sidecar, address: SocketAddr, reason: &str) {
     until("it is not believed", async || {
@@ -35,13 +36,13 @@ fn forged(seen: &Seen) -> Reply {
     };
     let asked: Value = serde_json::from_slice(&seen.body).unwrap();
     // That of the one that asks, by turns: the address would count as its own.
-    let instance = if seen.number / 2 % 2 == 0 { asked["instance"].clone() } else { json!(7) };
-    let everything =
-        json!({"origin": 7, "after": 0, "last": 1u64 << 62, "idle_ms": 0, "everything": true, "purges": []});
+    let instance = if (seen.number / 2).is_multiple_of(2) { asked["instance"].clone() } else { json!(7) };
+    let everything = json!({"origin": 7, "after": 0, "last": 1u64 << 62, "everything": true, "purges": []});
     let purges =
         json!({"instance": instance, "acknowledged": 1u64 << 62, "known": {}, "purges": [everything]});
     let mac = format!("mac={mac}");
-    let info: &[_] = if seen.number / 4 % 2 == 0 { &[("authentication-info", &*mac)] } else { &[] };
+    let info: &[_] =
+        if (seen.number / 4).is_multiple_of(2) { &[("authentication-info", &*mac)] } else { &[] };
     reply(info, purges.to_string())
 }
 
@@ -69,7 +70,8 @@ async fn server_without_the_token_is_not_believed_and_not_told_it() {
     until("it was asked often", async || (stranger.calls() > 12).then_some(())).await;
     until_unreachable(&first, stranger.address, "does not prove that it has this pod's token").await;
     assert_eq!(first.get("/a").await.body, before[0], "nothing that it says holds");
-    for Seen { headers, body, .. } in all.lock().clone() {
+    let all = all.lock().clone();
+    for Seen { headers, body, .. } in all {
         let is_told = headers.values().any(|value| value.to_str().unwrap().contains(TOKEN))
             || String::from_utf8_lossy(&body).contains(TOKEN);
         assert!(!is_told);
@@ -124,8 +126,8 @@ async fn message_is_believed_once_from_a_pod_with_the_token_and_at_no_other_addr
 
     for broken in [
         r#"{"instance": 7, "address": "shop"}"#,
-        r#"{"instance": 7, "purges": [{"origin": 7, "after": 0, "last": 1, "idle_ms": 0, "purges": []}]}"#,
-        r#"{"instance": 7, "purges": [{"origin": 7, "after": 0, "last": 1, "idle_ms": 0, "purges": [{"seq": 1, "version": "x", "names": "", "number": 0, "generation": 0}]}]}"#,
+        r#"{"instance": 7, "purges": [{"origin": 7, "after": 0, "last": 1, "purges": []}]}"#,
+        r#"{"instance": 7, "purges": [{"origin": 7, "after": 0, "last": 1, "purges": [{"seq": 1, "version": "x", "names": "", "number": 0, "generation": 0}]}]}"#,
         "[]",
     ] {
         assert_eq!(Peer::to(sidecar.admin, TOKEN).await.send(broken).await.0, 400, "{broken}");
