@@ -71,6 +71,8 @@ fn service(policy: &str, port: u16, owner: &OwnerReference) -> Service {
                 port: number,
                 target_port: Some(IntOrString::Int(number)),
                 protocol: Some("TCP".to_owned()),
+                // A mesh that looks into HTTP would send the requests of one connection over several.
+                app_protocol: Some("tcp".to_owned()),
                 ..ServicePort::default()
             }]),
             type_: Some("ClusterIP".to_owned()),

@@ -46,7 +46,9 @@ fn ensure_in_place(pod: &RunningPod) -> anyhow::Result<()> {
     ensure!(last["name"] == names::SIDECAR, "the sidecar is not the last: {init:?}");
     let rules = init.iter().find(|one| one["name"].as_str().is_some_and(|name| name.ends_with("-init")));
     let arguments = &rules.context("no rules")?["args"];
-    ensure!(arguments.to_string().contains(",24890\""), "the admin port is not exempt: {arguments}");
+    let ports = arguments.as_array().into_iter().flatten().filter_map(|one| one.as_str());
+    let lists = ports.filter(|one| one.split(',').any(|port| port == "24890")).count();
+    ensure!(lists == 2, "the admin port is not exempt in both directions: {arguments}");
     Ok(())
 }
 

@@ -7,7 +7,8 @@
 //! # Guarantees
 //! - The rules treat a port of the sidecar like the application's port that it stands for.
 //! - The port of the admin API is exempt from them: the operator and the kubelet, which are not in the mesh, reach it where
-//!   the mesh requires mTLS, too.
+//!   the mesh requires mTLS, too. So it is on the way out: sidecars that tell one another of purges authenticate their connections, and
+//!   no proxy is to send requests of one over several.
 //! - The sidecar starts after the rules are in force and, where it is an init container, after the mesh's proxy.
 //! - Probes that Istio has taken over from the kubelet reach the application.
 //! - Both orders of the webhooks end in the same rules.
@@ -36,6 +37,8 @@ struct Mesh {
     signature: &'static str,
     /// Ports that the rules leave alone.
     exclude: List,
+    /// Ports of others that they leave alone.
+    exclude_outbound: List,
     /// Ports that the rules are for, instead of all.
     include: Option<List>,
     /// True if a proxy without either init container captures nothing.
@@ -59,6 +62,10 @@ const MESHES: [Mesh; 2] = [
             flags: &["-d", "--istio-local-exclude-ports"],
             annotation: "traffic.sidecar.istio.io/excludeInboundPorts",
         },
+        exclude_outbound: List {
+            flags: &["-o", "--istio-local-outbound-ports-exclude"],
+            annotation: "traffic.sidecar.istio.io/excludeOutboundPorts",
+        },
         include: Some(List {
             flags: &["-b", "--istio-inbound-ports"],
             annotation: "traffic.sidecar.istio.io/includeInboundPorts",
@@ -74,6 +81,10 @@ const MESHES: [Mesh; 2] = [
         exclude: List {
             flags: &["--inbound-ports-to-ignore"],
             annotation: "config.linkerd.io/skip-inbound-ports",
+        },
+        exclude_outbound: List {
+            flags: &["--outbound-ports-to-ignore"],
+            annotation: "config.linkerd.io/skip-outbound-ports",
         },
         include: None,
         needs_init: false,
@@ -160,6 +171,10 @@ pub fn plan(pod: &Value, capture: &Plan, settings: &SidecarSettings) -> Result<V
             _ => {}
         }
         add(&mut additions, pod, exclude, to_exclude);
+        let outbound = place(mesh, &mesh.exclude_outbound);
+        let excluded = read(pod, &outbound).unwrap_or_default();
+        let is_missing = !contains(&excluded, settings.admin_port);
+        add(&mut additions, pod, outbound, is_missing.then_some(settings.admin_port).into_iter().collect());
     }
     Ok(additions)
 }
@@ -284,7 +299,9 @@ fn init_container<'a>(pod: &'a Value, name: &str) -> Option<&'a Value> {
 
 /// Returns all spellings of a flag.
 fn spellings(flag: &str) -> &'static [&'static str] {
-    let lists = MESHES.iter().flat_map(|mesh| [Some(&mesh.exclude), mesh.include.as_ref()]);
+    let lists = MESHES
+        .iter()
+        .flat_map(|mesh| [Some(&mesh.exclude), Some(&mesh.exclude_outbound), mesh.include.as_ref()]);
     lists.flatten().map(|list| list.flags).find(|flags| flags.contains(&flag)).unwrap_or_default()
 }
 

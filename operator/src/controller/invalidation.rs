@@ -5,7 +5,7 @@
 //!   has one, knows.
 //! - The object ends in either case, so that callers that wait for it do not wait forever.
 //! - After a restart of the operator, or another replica's election, pods are asked once more: what they stored since is purged, too.
-//! - A pod is not asked twice otherwise, even if Redis does not know yet.
+//! - A pod is not asked twice otherwise, even if Redis does not know yet, but to tell the others in place of one that can't be reached.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -40,6 +40,9 @@ use crate::{
 /// Maximum number of purges of a namespace that are carried out at a time: pods that hang must not keep those of others waiting.
 const MAX_OF_NAMESPACE: usize = 4;
 
+/// Maximum number of pods that are asked to tell the others in a round.
+const MAX_STAND_INS: usize = 3;
+
 /// Purges that have not ended, by their uids.
 pub(super) type Begun = HashMap<String, Asked>;
 
@@ -60,6 +63,14 @@ impl Asked {
             |pod: &&Pod| !self.acknowledged.contains(&uid_of(pod)) && !self.pending.contains(&uid_of(pod));
         let mut new = pods.iter().filter(|_| !self.is_told).filter(is_new).filter_map(sidecar);
         new.next().map(|sidecar| sidecar.pod)
+    }
+
+    /// Returns sidecars that have purged and may tell the others, if none has.
+    fn stand_ins(&self, pods: &[Pod]) -> Vec<Sidecar> {
+        let has_purged =
+            |pod: &&Pod| self.acknowledged.contains(&uid_of(pod)) || self.pending.contains(&uid_of(pod));
+        let tellers = pods.iter().filter(|_| !self.is_told).filter(has_purged).filter_map(sidecar);
+        tellers.take(MAX_STAND_INS).collect()
     }
 }
 
@@ -165,6 +176,9 @@ impl Context {
                 }
             }
         }
+        if !missing.is_empty() {
+            asked.is_told |= self.have_told(asked.stand_ins(&pods), &token, object).await;
+        }
         let acknowledged = pods.len() - missing.len() - absent;
         if pods.len() == absent && outside {
             let words = "no pod of the policy runs, so responses that Redis or Postgres has are not purged";
@@ -205,6 +219,19 @@ impl Context {
         let sidecars = ready.into_iter().filter_map(sidecar).collect();
         waiting.extend(self.sidecars.purge(sidecars, token, &request(&object.spec), teller).await);
         waiting
+    }
+
+    /// Has one of these sidecars tell the others. Returns true if it has.
+    async fn have_told(&self, stand_ins: Vec<Sidecar>, token: &str, object: &CacheInvalidation) -> bool {
+        let request = request(&object.spec);
+        for sidecar in stand_ins {
+            let teller = sidecar.pod.clone();
+            let responses = self.sidecars.purge(vec![sidecar], token, &request, Some(&teller)).await;
+            if matches!(responses.get(&teller), Some(Ok(()) | Err(PurgeError::Pending(_)))) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Returns true if a policy stores responses where they outlive its pods.
@@ -322,10 +349,16 @@ mod tests {
         let pods = [pod("a", None), pod("b", Some("10.0.0.1")), pod("c", Some("10.0.0.2"))];
         let mut asked = Asked::default();
         assert_eq!(asked.teller(&pods).as_deref(), Some("b"));
+        assert!(asked.stand_ins(&pods).is_empty(), "none has purged");
         asked.acknowledged.insert("b".into());
         assert_eq!(asked.teller(&pods).as_deref(), Some("c"), "the other one has not told");
+        let stand_ins =
+            |asked: &Asked| asked.stand_ins(&pods).into_iter().map(|sidecar| sidecar.pod).collect();
+        let told: Vec<_> = stand_ins(&asked);
+        assert_eq!(told, ["b"], "if c can't be reached");
         asked.is_told = true;
         assert_eq!(asked.teller(&pods), None);
+        assert_eq!(stand_ins(&asked), Vec::<String>::new());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::{Args, Kind, add_containers, envoy, http_probes, init_container, prox
 
 pub(super) fn inject(pod: &mut Value, kind: Kind, args: &Args) {
     let skipped = pod["metadata"]["annotations"]["config.linkerd.io/skip-inbound-ports"].as_str();
+    let skipped_outbound = pod["metadata"]["annotations"]["config.linkerd.io/skip-outbound-ports"].as_str();
     let arguments = json!([
         "--incoming-proxy-port",
         "4143",
@@ -15,6 +16,8 @@ pub(super) fn inject(pod: &mut Value, kind: Kind, args: &Args) {
         "2102",
         "--inbound-ports-to-ignore",
         format!("4190,4191,{}", skipped.unwrap_or("4567,4568")),
+        "--outbound-ports-to-ignore",
+        skipped_outbound.unwrap_or("4567,4568"),
     ]);
     let mut routes: Vec<_> = http_probes(pod)
         .into_values()

@@ -39,9 +39,11 @@ impl Injector {
             ]})
         } else {
             let skipped = annotation("config.linkerd.io/skip-inbound-ports", "4567,4568");
+            let skipped_outbound = annotation("config.linkerd.io/skip-outbound-ports", "4567,4568");
             json!({"name": "linkerd-init", "args": [
                 "--incoming-proxy-port", "4143", "--outgoing-proxy-port", "4140", "--proxy-uid", "2102",
                 "--inbound-ports-to-ignore", format!("4190,4191,{skipped}"),
+                "--outbound-ports-to-ignore", skipped_outbound,
             ]})
         };
         if self.cni {
@@ -107,14 +109,21 @@ const fn injector(mesh: &'static str, native: bool, cni: bool) -> Injector {
 
 #[test]
 fn admin_port_is_exempt_from_the_rules_in_both_orders() {
-    for (mesh, flag, ports) in [
-        ("istio", "-d", "15090,15021,15020,24890"),
-        ("linkerd", "--inbound-ports-to-ignore", "4190,4191,4567,4568,24890"),
+    for (mesh, flag, ports, outbound, others) in [
+        ("istio", "-d", "15090,15021,15020,24890", "-o", "24890"),
+        (
+            "linkerd",
+            "--inbound-ports-to-ignore",
+            "4190,4191,4567,4568,24890",
+            "--outbound-ports-to-ignore",
+            "4567,4568,24890",
+        ),
     ] {
         for native in [true, false] {
             let mesh = injector(mesh, native, false);
             for pod in [injected(&mesh.inject(&pod())), injected(&mesh.inject(&injected(&pod())))] {
                 assert_eq!(args(&pod, flag), ports, "{mesh:?}");
+                assert_eq!(args(&pod, outbound), others, "{mesh:?}");
                 assert_eq!(*init_names(&pod).last().unwrap(), names::SIDECAR, "{mesh:?}");
             }
         }
@@ -128,9 +137,13 @@ fn annotation_exempts_the_admin_port_where_a_plugin_makes_the_rules() {
     assert_eq!(injected(&istio.inject(&pod()))["metadata"]["annotations"][exclude], "24890");
     let mut own = pod();
     own["metadata"]["annotations"] = json!({exclude: "9000"});
-    assert_eq!(injected(&istio.inject(&own))["metadata"]["annotations"][exclude], "9000,24890");
+    let annotations = injected(&istio.inject(&own))["metadata"]["annotations"].clone();
+    assert_eq!(annotations[exclude], "9000,24890");
+    assert_eq!(annotations["traffic.sidecar.istio.io/excludeOutboundPorts"], "24890");
     let linkerd = injected(&injector("linkerd", false, true).inject(&pod()));
-    assert_eq!(linkerd["metadata"]["annotations"]["config.linkerd.io/skip-inbound-ports"], "24890");
+    for annotation in ["config.linkerd.io/skip-inbound-ports", "config.linkerd.io/skip-outbound-ports"] {
+        assert_eq!(linkerd["metadata"]["annotations"][annotation], "24890");
+    }
 }
 
 #[test]
@@ -158,11 +171,17 @@ fn sidecars_port_is_treated_like_the_applications() {
 #[test]
 fn every_spelling_of_an_argument_is_understood() {
     for (given, wanted) in [
-        (json!(["--istio-local-exclude-ports", "1"]), json!(["--istio-local-exclude-ports", "1,24890"])),
-        (json!(["--istio-local-exclude-ports=1"]), json!(["--istio-local-exclude-ports=1,24890"])),
-        (json!(["-d", ""]), json!(["-d", "24890"])),
-        (json!([]), json!(["-d", "24890"])),
-        (json!(["-d", "24890"]), json!(["-d", "24890"])),
+        (
+            json!(["--istio-local-exclude-ports", "1"]),
+            json!(["--istio-local-exclude-ports", "1,24890", "-o", "24890"]),
+        ),
+        (
+            json!(["--istio-local-exclude-ports=1", "--istio-local-outbound-ports-exclude=2"]),
+            json!(["--istio-local-exclude-ports=1,24890", "--istio-local-outbound-ports-exclude=2,24890"]),
+        ),
+        (json!(["-d", "", "-o", ""]), json!(["-d", "24890", "-o", "24890"])),
+        (json!([]), json!(["-d", "24890", "-o", "24890"])),
+        (json!(["-d", "24890", "-o", "24890"]), json!(["-d", "24890", "-o", "24890"])),
     ] {
         let with = |args: &Value| {
             let mut args = args.clone();
