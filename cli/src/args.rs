@@ -5,6 +5,7 @@ use std::{
     ffi::{OsStr, OsString},
     num::{NonZeroU16, NonZeroU32},
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use clap::{CommandFactory, Parser, Subcommand, builder::PossibleValuesParser};
@@ -12,12 +13,15 @@ use clap_complete::Shell;
 use larder_api::admin::{DEFAULT_TOP_KEYS, MAX_TOP_KEYS, Outcome, StatusFilter};
 
 use crate::{
-    init::{SecretKey, Template, WorkloadName},
+    init::{SecretKey, Template, WorkloadName, labels},
     output::Format,
 };
 
 /// Start of the name under which kubectl finds the program.
 const PLUGIN_PREFIX: &str = "kubectl-";
+
+/// Name by which the program is called.
+static CALLED: OnceLock<&str> = OnceLock::new();
 
 /// Heading of the options of every command.
 const GLOBAL: &str = "Global options";
@@ -271,7 +275,7 @@ pub(crate) struct Init {
     pub(crate) workload: Option<WorkloadName>,
 
     /// Labels of the pods, such as app=shop,tier=web.
-    #[arg(long, value_name = "LABELS", value_parser = labels, conflicts_with = "workload")]
+    #[arg(long, value_name = "LABELS", value_parser = labels::read, conflicts_with = "workload")]
     pub(crate) selector: Option<BTreeMap<String, String>>,
 
     /// Port of the container, by name or number.
@@ -298,7 +302,7 @@ pub(crate) struct Init {
     #[arg(long, value_name = "NAME/KEY")]
     pub(crate) redis_secret: Option<SecretKey>,
 
-    /// File to write, which is not there yet [default: standard output].
+    /// File to write, which is not there yet; - is standard output [default: -].
     #[arg(short, long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
 
@@ -398,24 +402,30 @@ pub(crate) struct Man {
 
 /// Returns the command line, whose usage is that of kubectl if the program is called as its plugin.
 pub(crate) fn command(program: Option<&OsString>) -> clap::Command {
+    Args::command().bin_name(called(program))
+}
+
+fn called(program: Option<&OsString>) -> &'static str {
     let name = program.and_then(|program| Path::new(program).file_name()).and_then(OsStr::to_str);
-    match name.and_then(|name| name.strip_prefix(PLUGIN_PREFIX)) {
-        Some(_) => Args::command().bin_name("kubectl larder"),
-        None => Args::command().bin_name("larder"),
+    match name.is_some_and(|name| name.starts_with(PLUGIN_PREFIX)) {
+        true => "kubectl larder",
+        false => "larder",
     }
+}
+
+/// Remembers the name by which the program is called.
+pub(crate) fn remember(program: Option<&OsString>) {
+    CALLED.get_or_init(|| called(program));
+}
+
+/// Returns the program as its user calls it: `larder`, or `kubectl larder`.
+pub(crate) fn program() -> &'static str {
+    CALLED.get().copied().unwrap_or("larder")
 }
 
 fn top_keys(text: &str) -> Result<usize, String> {
     let number = text.parse().ok().filter(|number| (1..=MAX_TOP_KEYS).contains(number));
     number.ok_or_else(|| format!("write a number from 1 to {MAX_TOP_KEYS}"))
-}
-
-/// Reads labels, such as `app=shop,tier=web`.
-pub(crate) fn labels(text: &str) -> Result<BTreeMap<String, String>, String> {
-    let pairs = text.split(',').map(|pair| pair.split_once('=').filter(|(key, _)| !key.trim().is_empty()));
-    let labels: Option<BTreeMap<_, _>> =
-        pairs.map(|pair| pair.map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned()))).collect();
-    labels.ok_or_else(|| "write labels as key=value, with commas between them, such as app=shop".to_owned())
 }
 
 fn header(text: &str) -> Result<(String, String), String> {
@@ -442,6 +452,7 @@ mod tests {
     fn usage_is_kubectls_where_kubectl_calls() {
         assert!(usage("/usr/bin/kubectl-larder").contains("Usage: kubectl larder purge"));
         assert!(usage("/usr/bin/larder").contains("Usage: larder purge"));
+        assert_eq!(called(Some(&"/usr/bin/kubectl-larder".into())), "kubectl larder");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use clap::{Arg, Command, CommandFactory};
+use clap::{Arg, Command, CommandFactory, ValueHint};
 
 use crate::args::Args;
 
@@ -39,17 +39,20 @@ pub(crate) fn candidates(words: &[OsString]) -> String {
             None => command = command.find_subcommand(word.as_ref()).unwrap_or(command),
         }
     }
-    let all = match option {
-        Some(option) => values(option),
-        None if last.starts_with('-') => options(command),
-        None => {
+    let with_value = last.strip_prefix('-').and_then(|last| last.split_once('='));
+    let (all, is_of_files) = match (option, with_value) {
+        (Some(option), _) => (values(option), takes_files(option)),
+        (None, Some((name, _))) => (vec![], option_of(command, name).is_some_and(takes_files)),
+        (None, None) if last.starts_with('-') => (options(command), false),
+        (None, None) => {
             let subcommands = command.get_subcommands().filter(|one| !one.is_hide_set());
             let positionals = command.get_positionals().flat_map(values);
-            subcommands.map(|one| one.get_name().to_owned()).chain(positionals).collect()
+            let all = subcommands.map(|one| one.get_name().to_owned()).chain(positionals).collect();
+            (all, command.get_positionals().any(takes_files))
         }
     };
     let fitting: Vec<_> = all.into_iter().filter(|one| one.starts_with(last.as_ref())).collect();
-    let directive = if fitting.is_empty() { FILES } else { NOTHING_ELSE };
+    let directive = if fitting.is_empty() && is_of_files { FILES } else { NOTHING_ELSE };
     fitting.into_iter().chain([directive.to_owned()]).map(|line| line + "\n").collect()
 }
 
@@ -65,6 +68,10 @@ fn option_of<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
 fn options(command: &Command) -> Vec<String> {
     let shown = command.get_arguments().filter(|arg| !arg.is_hide_set());
     shown.filter_map(|arg| Some(format!("--{}", arg.get_long()?))).collect()
+}
+
+fn takes_files(arg: &Arg) -> bool {
+    matches!(arg.get_value_hint(), ValueHint::AnyPath | ValueHint::FilePath | ValueHint::DirPath)
 }
 
 fn values(arg: &Arg) -> Vec<String> {
@@ -105,6 +112,16 @@ mod tests {
         {
             assert_eq!(completed(words), [":0"], "{words:?}");
         }
+        assert_eq!(completed(&["status", "--kubeconfig=a"]), [":0"]);
         assert_eq!(completed(&[]), [":4"]);
+    }
+
+    #[test]
+    fn names_of_policies_and_namespaces_and_formats_are_no_files() {
+        for words in
+            [&["status", ""][..], &["status", "-n", ""], &["-o", "x"], &["--context=a"], &["purge", "--q"]]
+        {
+            assert_eq!(completed(words).last().unwrap(), ":4", "{words:?}");
+        }
     }
 }

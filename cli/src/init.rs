@@ -1,6 +1,7 @@
 //! `larder policy init`.
 
 mod draft;
+pub(crate) mod labels;
 mod questions;
 mod template;
 mod workload;
@@ -25,8 +26,11 @@ use crate::{
     error::{Error, Result},
     outcome::Outcome,
     output::{self, Output},
+    right::shell_word,
 };
 
+/// File that stands for standard output.
+const STANDARD_OUTPUT: &str = "-";
 /// Name of a port where nothing tells another.
 const USUAL_PORT: &str = "http";
 
@@ -35,7 +39,10 @@ pub(crate) async fn run(args: args::Init, connection: &args::Connection, output:
     if !output.is_for_people() {
         return Err(Error::Usage("policies are written in YAML with comments: leave -o out".to_owned()));
     }
-    let (file, force) = (args.file.clone(), args.force);
+    let (file, force) = (args.file.clone().filter(|file| file != Path::new(STANDARD_OUTPUT)), args.force);
+    if let Some(file) = file.as_ref().filter(|file| !force && file.exists()) {
+        return Err(is_there(file));
+    }
     let is_asked = io::stdin().is_terminal() && io::stdout().is_terminal();
     let known = Known::of(args, connection).await?;
     let draft = match is_asked {
@@ -47,8 +54,8 @@ pub(crate) async fn run(args: args::Init, connection: &args::Connection, output:
         None => output::print(&text)?,
         Some(file) => {
             write(file, &text, force)?;
-            let file = file.display();
-            eprintln!("wrote {file}; `kubectl apply -f {file}` puts it in force");
+            let word = shell_word(&file.to_string_lossy());
+            eprintln!("wrote {}; `kubectl apply -f {word}` puts it in force", file.display());
         }
     }
     Ok(Outcome::Good)
@@ -123,15 +130,17 @@ impl Known {
             || self.routes.is_none();
         let labels = match self.labels.take() {
             Some(labels) => labels,
-            None => questions.ask("Labels of the pods, such as app=shop", None, args::labels)?,
+            None => questions.ask("Labels of the pods, such as app=shop", None, labels::read)?,
         };
         if self.name.is_none() {
             let usual = labels.values().next().map(String::as_str);
-            self.name = Some(questions.ask("Name of the policy", usual, text)?);
+            let read = |name: &str| fits(name, |name| Draft { name, ..Draft::example() });
+            self.name = Some(questions.ask("Name of the policy", usual, read)?);
         }
         if self.port.is_none() {
-            self.port =
-                Some(questions.ask("Port of the container, by name or number", Some(USUAL_PORT), text)?);
+            let question = "Port of the container, by name or number";
+            let read = |port: &str| fits(port, |port| Draft { port, ..Draft::example() });
+            self.port = Some(questions.ask(question, Some(USUAL_PORT), read)?);
         }
         if self.routes.is_none() {
             let names: Vec<_> = Template::ALL.map(Template::as_str).to_vec();
@@ -142,18 +151,27 @@ impl Known {
                 Kind::Path(path) => {
                     let question =
                         "Time for which responses are fresh, such as 60s (none: their Cache-Control decides)";
-                    let ttl = questions.ask(question, Some(""), optional)?;
+                    let routes = |ttl, grace| Routes::Paths { paths: vec![path.clone()], ttl, grace };
+                    let read = |ttl: &str| {
+                        optional(ttl, |ttl| Draft { routes: routes(Some(ttl), None), ..Draft::example() })
+                    };
+                    let ttl = questions.ask(question, Some(""), read)?;
                     let question = "Time for which stale ones are served while the application is down, such as 10m (none: not at all)";
-                    let grace = questions.ask(question, Some(""), optional)?;
-                    Routes::Paths { paths: vec![path], ttl, grace }
+                    let read = |grace: &str| {
+                        optional(grace, |grace| Draft {
+                            routes: routes(ttl.clone(), Some(grace)),
+                            ..Draft::example()
+                        })
+                    };
+                    let grace = questions.ask(question, Some(""), read)?;
+                    routes(ttl, grace)
                 }
             });
         }
         // Whoever gives every option that is needed, has said all.
         if is_incomplete && self.redis.is_none() {
             let question = "Secret with the URL of a Redis that the pods share, as NAME/KEY (none: each pod has its own cache)";
-            let secret = questions.ask(question, Some(""), optional)?;
-            self.redis = secret.map(|secret| secret.parse()).transpose().map_err(Error::Usage)?;
+            self.redis = questions.ask(question, Some(""), redis)?;
         }
         self.labels = Some(labels);
         self.complete()
@@ -168,7 +186,8 @@ enum Kind {
 
 fn kind(answer: &str) -> std::result::Result<Kind, String> {
     if answer.starts_with('/') {
-        return Ok(Kind::Path(answer.to_owned()));
+        let routes = |path| Routes::Paths { paths: vec![path], ttl: None, grace: None };
+        return fits(answer, |path| Draft { routes: routes(path), ..Draft::example() }).map(Kind::Path);
     }
     let template = Template::ALL.into_iter().find(|template| template.as_str() == answer);
     template
@@ -176,14 +195,33 @@ fn kind(answer: &str) -> std::result::Result<Kind, String> {
         .ok_or_else(|| "write one of these kinds, or a path that begins with /".to_owned())
 }
 
-fn text(answer: &str) -> std::result::Result<String, String> {
-    Some(answer.to_owned())
-        .filter(|answer| !answer.is_empty())
-        .ok_or_else(|| "an answer is needed".to_owned())
+/// Returns an answer if the linter finds nothing in an example that has it.
+fn fits(answer: &str, example: impl FnOnce(String) -> Draft) -> std::result::Result<String, String> {
+    if answer.is_empty() {
+        return Err("an answer is needed".to_owned());
+    }
+    match checked(example(answer.to_owned()).text()) {
+        Ok(_) => Ok(answer.to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
-fn optional(answer: &str) -> std::result::Result<Option<String>, String> {
-    Ok(Some(answer.to_owned()).filter(|answer| !answer.is_empty()))
+/// Returns an answer that fits, or none if it is empty.
+fn optional(
+    answer: &str,
+    example: impl FnOnce(String) -> Draft,
+) -> std::result::Result<Option<String>, String> {
+    Some(answer).filter(|answer| !answer.is_empty()).map(|answer| fits(answer, example)).transpose()
+}
+
+fn redis(answer: &str) -> std::result::Result<Option<SecretKey>, String> {
+    if answer.is_empty() {
+        return Ok(None);
+    }
+    let secret: SecretKey = answer.parse()?;
+    let example = Draft { redis: Some(secret.clone()), ..Draft::example() };
+    checked(example.text()).map_err(|error| error.to_string())?;
+    Ok(Some(secret))
 }
 
 /// Returns a policy that the linter finds nothing in.
@@ -195,6 +233,10 @@ fn checked(text: String) -> Result<String> {
     if said.is_empty() { Ok(text) } else { Err(Error::Usage(said.join("\n"))) }
 }
 
+fn is_there(file: &Path) -> Error {
+    Error::Usage(format!("{} is there already: choose another --file, or give --force", file.display()))
+}
+
 fn write(file: &Path, text: &str, force: bool) -> Result<()> {
     let mut options = OpenOptions::new();
     options.write(true);
@@ -204,10 +246,7 @@ fn write(file: &Path, text: &str, force: bool) -> Result<()> {
     };
     let written = options.open(file).and_then(|mut file| file.write_all(text.as_bytes()));
     written.map_err(|error| match error.kind() {
-        ErrorKind::AlreadyExists => Error::Usage(format!(
-            "{} is there already: choose another --file, or give --force",
-            file.display()
-        )),
+        ErrorKind::AlreadyExists => is_there(file),
         _ => Error::Unwritable { file: file.display().to_string(), error },
     })
 }

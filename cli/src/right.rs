@@ -76,6 +76,8 @@ impl Right {
     /// Returns the commands that grant the right.
     pub(crate) fn grant(&self) -> String {
         let Self { user, verb, resource, group, name, namespace } = self;
+        // A Role can't be created in a namespace that is not there.
+        let namespace = namespace.as_ref().filter(|_| resource != "namespaces");
         let (role, binding, scope) = match namespace {
             Some(namespace) => ("role", "rolebinding", format!(" --namespace={namespace}")),
             None => ("clusterrole", "clusterrolebinding", String::new()),
@@ -111,7 +113,7 @@ impl fmt::Display for Right {
 }
 
 /// Returns a text as one word of a shell's command.
-fn shell_word(text: &str) -> String {
+pub(crate) fn shell_word(text: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:@/".contains(&byte);
     if text.bytes().all(is_plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
@@ -178,6 +180,18 @@ mod tests {
         );
         assert!(said.contains("--resource=cachepolicies.larder.dev"), "{said}");
         assert!(said.contains("--clusterrole=larder-list-cachepolicies-jane"), "{said}");
+    }
+
+    #[test]
+    fn right_to_a_namespace_takes_a_cluster_role() {
+        let said = said(
+            r#"namespaces "shop" is forbidden: User "jane" cannot get resource "namespaces" in API group "" in the namespace "shop""#,
+        );
+        assert!(
+            said.contains("kubectl create clusterrole larder-get-namespaces-shop-jane --verb=get"),
+            "{said}"
+        );
+        assert!(said.contains("--resource=namespaces --resource-name=shop"), "{said}");
     }
 
     #[test]

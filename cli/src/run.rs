@@ -22,6 +22,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
         let printed = output::print(&complete::candidates(&arguments[1..]));
         return ExitCode::from(printed.map_or(Outcome::Failed, |()| Outcome::Good) as u8);
     }
+    args::remember(arguments.first());
     let mut command = args::command(arguments.first());
     let parsed = command
         .try_get_matches_from_mut(arguments)

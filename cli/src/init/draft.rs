@@ -5,7 +5,8 @@ use std::{
     str::FromStr,
 };
 
-use super::Template;
+use super::{Template, USUAL_PORT};
+use crate::args::program;
 
 /// Key of a Secret where none is given.
 const USUAL_KEY: &str = "url";
@@ -67,6 +68,18 @@ impl FromStr for SecretKey {
 }
 
 impl Draft {
+    /// Returns a draft that the linter finds nothing in, to try answers with.
+    pub(super) fn example() -> Self {
+        Self {
+            name: "app".to_owned(),
+            namespace: None,
+            labels: BTreeMap::from([("app".to_owned(), "app".to_owned())]),
+            port: USUAL_PORT.to_owned(),
+            routes: Routes::Paths { paths: vec!["/{*path}".to_owned()], ttl: None, grace: None },
+            redis: None,
+        }
+    }
+
     /// Returns the policy in YAML, with comments.
     pub(super) fn text(&self) -> String {
         match &self.routes {
@@ -103,8 +116,8 @@ impl Draft {
         });
         let mut text = format!(
             "\
-# `larder lint FILE` checks this file, `kubectl apply -f FILE` puts it in force, and `kubectl explain cachepolicy.spec` describes every
-# field.
+# `{} lint FILE` checks this file, `kubectl apply -f FILE` puts it in force, and
+# `kubectl explain cachepolicy.spec` describes every field.
 apiVersion: larder.dev/v1alpha1
 kind: CachePolicy
 metadata: {}
@@ -121,6 +134,7 @@ spec:
   # Authorization, unless the key of the route says how people are told apart.
   routes:
 ",
+            program(),
             self.metadata(),
             self.flow_labels(),
             self.flow_port(),

@@ -111,6 +111,13 @@ fn questions_are_asked_about_the_rest_alone_and_again_after_a_wrong_answer() {
         asked.contains("Name of the policy [shop]: ") && asked.contains("write one of these kinds"),
         "{asked}"
     );
+    let answers =
+        "app!=shop\napp=shop\nShop!\nshop\n99999\nhttp\n/a{\n/a\n1 hour\n1h\nlong\n1h\nA/b\nredis/url\n";
+    let (draft, asked) = ask(Known::default(), answers);
+    let draft = draft.unwrap_or_else(|error| panic!("{error}: {asked}"));
+    assert_eq!((draft.name.as_str(), draft.port.as_str()), ("shop", "http"), "{asked}");
+    assert_eq!(draft.routes, paths(&["/a"], Some("1h"), Some("1h")), "{asked}");
+    assert_eq!(draft.redis, Some("redis/url".parse().unwrap()), "{asked}");
     let (draft, asked) = ask(known(Routes::Template(Template::Rest), None), "");
     assert!(draft.is_ok() && asked.is_empty(), "{asked}");
     assert!(ask(Known::default(), "").0.is_err(), "nobody answers");

@@ -73,8 +73,11 @@ pub(super) async fn find(cluster: &Cluster, WorkloadName { kind, name }: &Worklo
 }
 
 fn read(workload: &Value) -> Option<Found> {
-    let labels =
-        serde_json::from_value::<BTreeMap<_, _>>(workload["spec"]["selector"]["matchLabels"].clone()).ok()?;
+    let selector = &workload["spec"]["selector"];
+    if selector["matchExpressions"].as_array().is_some_and(|expressions| !expressions.is_empty()) {
+        return None;
+    }
+    let labels = serde_json::from_value::<BTreeMap<_, _>>(selector["matchLabels"].clone()).ok()?;
     let containers = workload["spec"]["template"]["spec"]["containers"].as_array()?;
     let ports: Vec<_> =
         containers.iter().flat_map(|container| container["ports"].as_array().into_iter().flatten()).collect();
@@ -122,5 +125,17 @@ mod tests {
         assert_eq!(port(both).as_deref(), Some("http"));
         assert_eq!(port(json!([{"containerPort": 1}, {"containerPort": 2}])), None);
         assert_eq!(read(&json!({"spec": {"selector": {}}})), None);
+    }
+
+    #[test]
+    fn workload_with_expressions_is_not_known_by_its_labels_alone() {
+        let workload = |expressions: Value| {
+            json!({"spec": {
+                "selector": {"matchLabels": {"app": "shop"}, "matchExpressions": expressions},
+                "template": {"spec": {"containers": []}},
+            }})
+        };
+        assert!(read(&workload(json!([]))).is_some());
+        assert_eq!(read(&workload(json!([{"key": "tier", "operator": "Exists"}]))), None);
     }
 }
