@@ -28,6 +28,8 @@ pub const TOKEN_KEY: &str = "key";
 pub const OPERATOR: &str = "larder-operator";
 /// The `MutatingWebhookConfiguration`, which the chart creates and the operator fills.
 pub const WEBHOOK_CONFIGURATION: &str = "larder-webhook";
+/// The webhook in it.
+pub const WEBHOOK: &str = "inject.larder.dev";
 /// The `MutatingWebhookConfiguration` that earlier versions of the operator created.
 pub const FORMER_WEBHOOK_CONFIGURATION: &str = "larder";
 

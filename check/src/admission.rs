@@ -13,6 +13,11 @@ use crate::{Checked, Fault};
 /// Field manager of dry runs.
 const FIELD_MANAGER: &str = "larder-check";
 
+/// Remedy where the API server doesn't reach the webhook: the causes in the order in which they are found soonest.
+const REACH: &str = "check in this order that the operator's pods are ready and endpoints of its Service, that the certificate in the caBundle of the \
+                     webhook's configuration has not expired (the operator's log says why it is not renewed), and that the API server reaches \
+                     the webhook's port of these pods (firewalls, NetworkPolicies; the chart's webhook.port and hostNetwork)";
+
 /// Checks by a dry run that the API server calls the webhook for a pod of a policy.
 ///
 /// # Errors
@@ -22,9 +27,12 @@ pub async fn admit(client: &Client, policy: &CachePolicy, pod: &Pod) -> Checked 
     let policy = format!("{namespace}/{}", policy.name_any());
     match try_pod(client, &namespace, pod).await {
         Ok(Ok(created)) => injected(&policy, &created),
-        Ok(Err(words)) => Ok(format!(
-            "the API server refuses a pod for the policy {policy}, so that the injection could not be tried: {words}"
-        )),
+        Ok(Err(words)) => Err(Fault::Untried {
+            reason: format!(
+                "the API server refuses a pod for the policy {policy}, so that the injection could not be tried: {words}"
+            ),
+            remedy: "create a pod of the application itself, and look for the sidecar in it".to_owned(),
+        }),
         Err(fault) => Err(fault),
     }
 }
@@ -38,11 +46,31 @@ pub async fn try_pod(client: &Client, namespace: &str, pod: &Pod) -> Result<Resu
     let options = PostParams { dry_run: true, field_manager: Some(FIELD_MANAGER.into()) };
     match pods.create(&options, pod).await {
         Ok(created) => Ok(Ok(created)),
-        Err(kube::Error::Api(status)) if !lacks_right(&status.message) && status.code != 401 => {
-            Ok(Err(status.message))
-        }
-        Err(error) => Err(Fault::unknown("create a pod, by a dry run,", error)),
+        Err(error) => refusal(error).map(Err),
     }
+}
+
+/// Returns the words of a refusal for the pod's contents.
+///
+/// # Errors
+/// The fault, of any other error.
+fn refusal(error: kube::Error) -> Result<String, Fault> {
+    match error {
+        kube::Error::Api(status) if lacks_webhook(&status.message) => {
+            Err(Fault::wrong(format!("no pod can be created: {}", status.message), REACH))
+        }
+        kube::Error::Api(status)
+            if matches!(status.code, 400 | 403 | 422) && !lacks_right(&status.message) =>
+        {
+            Ok(status.message)
+        }
+        error => Err(Fault::unknown("create a pod, by a dry run,", error)),
+    }
+}
+
+/// Returns true if words say that the API server calls the webhook without success.
+fn lacks_webhook(words: &str) -> bool {
+    words.contains(&format!("failed calling webhook {:?}", names::WEBHOOK))
 }
 
 /// Returns true if words are RBAC's refusal, not that of an admission plugin.
@@ -50,39 +78,45 @@ fn lacks_right(words: &str) -> bool {
     words.contains(" is forbidden: User ") && words.contains(" cannot create resource ")
 }
 
+/// Returns true if a policy gives pods a sidecar.
+pub fn injects(policy: &CachePolicy) -> bool {
+    let mut conditions = policy.status.iter().flat_map(|status| &status.conditions);
+    let accepted = ConditionType::Accepted.as_str();
+    let in_force = conditions.any(|one| one.type_ == accepted && one.status == "True");
+    in_force && policy.spec.capture.mode != CaptureMode::None
+}
+
 /// Returns a pod for which a policy in force decides; `None` if that cannot be told.
 pub fn pod_of(policy: &CachePolicy) -> Option<Pod> {
-    let conditions = &policy.status.as_ref()?.conditions;
-    let accepted = ConditionType::Accepted.as_str();
-    let in_force = conditions.iter().any(|one| one.type_ == accepted && one.status == "True");
     let selector = &policy.spec.selector;
     let labels = selector.match_labels.as_ref().filter(|labels| !labels.is_empty())?;
     let is_simple = selector.match_expressions.as_ref().is_none_or(Vec::is_empty);
-    if !in_force || !is_simple || policy.spec.capture.mode == CaptureMode::None {
+    if !injects(policy) || !is_simple {
         return None;
     }
     let ports = policy.spec.targets.iter().zip(0_u16..).map(|(target, index)| match &target.port {
         IntOrString::Int(number) => json!({ "name": format!("port-{index}"), "containerPort": number }),
         IntOrString::String(name) => json!({ "name": name, "containerPort": 8080 + index }),
     });
-    Some(restricted_pod(labels, ports.collect()))
+    let resources = json!({ "cpu": "10m", "memory": "16Mi" });
+    let resources = json!({ "requests": resources, "limits": resources });
+    Some(restricted_pod(labels, ports.collect(), &resources))
 }
 
 /// Returns a pod that the `restricted` Pod Security Standard admits.
-pub fn restricted_pod(labels: &BTreeMap<String, String>, ports: Vec<Value>) -> Pod {
-    let resources = json!({ "cpu": "10m", "memory": "16Mi" });
+pub fn restricted_pod(labels: &BTreeMap<String, String>, ports: Vec<Value>, resources: &Value) -> Pod {
     let pod = json!({
         "metadata": { "generateName": "larder-check-", "labels": labels },
         "spec": {
             "automountServiceAccountToken": false,
             "securityContext": {
-                "runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": { "type": "RuntimeDefault" },
+                "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "seccompProfile": { "type": "RuntimeDefault" },
             },
             "containers": [{
                 "name": "app",
                 "image": "larder.dev/check",
                 "ports": ports,
-                "resources": { "requests": resources, "limits": resources },
+                "resources": resources,
                 "securityContext": {
                     "allowPrivilegeEscalation": false,
                     "capabilities": { "drop": ["ALL"] },
@@ -107,8 +141,7 @@ fn injected(policy: &str, created: &Pod) -> Checked {
         }
         None => Err(Fault::wrong(
             format!("a pod of the policy {policy} would be created without the sidecar"),
-            "let the API server reach the webhook's port of the operator's pods (firewalls, NetworkPolicies; the chart's \
-             webhook.port and hostNetwork)",
+            REACH,
         )),
     }
 }
@@ -163,7 +196,30 @@ mod tests {
         assert!(said(sidecar).unwrap().contains("would get the sidecar"));
         let skipped = json!({"metadata": {"annotations": {"larder.dev/skipped": "HostPort: a"}}});
         assert!(said(skipped).unwrap().contains("HostPort: a"));
-        assert!(said(json!({})).unwrap_err().contains("webhook.port"));
+        let without = said(json!({})).unwrap_err();
+        let places: Vec<_> =
+            ["pods are ready", "caBundle", "webhook.port"].iter().map(|cause| without.find(cause)).collect();
+        assert!(places.is_sorted() && places[0].is_some(), "{without}");
+    }
+
+    #[test]
+    fn only_words_on_the_pods_contents_are_a_refusal() {
+        let answer = |code: u16, message: &str| {
+            let status = kube::core::Status { code, message: message.to_owned(), ..Default::default() };
+            refusal(kube::Error::Api(Box::new(status)))
+        };
+        for code in [400, 403, 422] {
+            assert_eq!(answer(code, "exceeded quota").unwrap(), "exceeded quota");
+        }
+        for code in [401, 429, 500, 503] {
+            assert!(matches!(answer(code, "no"), Err(Fault::Unknown { .. })), "{code}");
+        }
+        let webhook =
+            |name: &str| format!("Internal error occurred: failed calling webhook \"{name}\": timeout");
+        let unreachable = answer(500, &webhook(names::WEBHOOK)).unwrap_err();
+        assert!(matches!(unreachable, Fault::Wrong { .. }), "{unreachable}");
+        assert!(unreachable.to_string().contains("pods are ready"), "{unreachable}");
+        assert!(matches!(answer(500, &webhook("other.test")), Err(Fault::Unknown { .. })));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 mod admission;
 mod installation;
 
-pub use admission::{admit, pod_of, restricted_pod, try_pod};
+pub use admission::{admit, injects, pod_of, restricted_pod, try_pod};
 pub use installation::{definition, leader, registered};
 
 /// Success in words, or the fault.
@@ -23,6 +23,14 @@ pub enum Fault {
         /// The part, and its state.
         problem: String,
         /// The steps that correct it.
+        remedy: String,
+    },
+    /// The check could not be made on this cluster, for a reason that need not be a fault.
+    #[error("{reason}; {remedy}")]
+    Untried {
+        /// The obstacle.
+        reason: String,
+        /// The steps that remove it.
         remedy: String,
     },
     /// The API server gave no answer, so that nothing is known.

@@ -14,15 +14,16 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, Config, ResourceExt,
-    api::{ListParams, PostParams},
+    api::{DynamicObject, ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
+    core::ApiResource,
 };
 use larder_api::{labels, names};
 use larder_crds::CachePolicy;
 
 use crate::{
     args::Connection,
-    error::{Error, Result},
+    error::{Error, Result, innermost},
     pods::SidecarPod,
     right::Right,
 };
@@ -51,6 +52,8 @@ impl Cluster {
         }
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         config.read_timeout = Some(READ_TIMEOUT);
+        // The client would go on for minutes before a person reads that the API server is overloaded.
+        config.default_retry = false;
         // As for kubectl, an empty namespace is none.
         let namespace = connection.namespace.clone().filter(|namespace| !namespace.is_empty());
         let namespace = namespace.unwrap_or_else(|| config.default_namespace.clone());
@@ -74,10 +77,20 @@ impl Cluster {
 
     /// Returns the policies of the namespace or of all, by namespace and name.
     pub(crate) async fn policies(&self, of_all_namespaces: bool) -> Result<Vec<CachePolicy>> {
-        let policies: Api<CachePolicy> = if of_all_namespaces {
-            Api::all(self.client.clone())
+        let read = self.policies_read(of_all_namespaces).await?.into_iter();
+        read.map(|policy| policy.map_err(Unreadable::into_error)).collect()
+    }
+
+    /// Returns the policies of the namespace or of all, by namespace and name, as far as each can be read.
+    pub(crate) async fn policies_read(
+        &self,
+        of_all_namespaces: bool,
+    ) -> Result<Vec<std::result::Result<CachePolicy, Unreadable>>> {
+        let resource = ApiResource::erase::<CachePolicy>(&());
+        let policies: Api<DynamicObject> = if of_all_namespaces {
+            Api::all_with(self.client.clone(), &resource)
         } else {
-            Api::namespaced(self.client.clone(), &self.namespace)
+            Api::namespaced_with(self.client.clone(), &self.namespace, &resource)
         };
         let mut policies = match policies.list(&ListParams::default()).await {
             Ok(policies) => policies.items,
@@ -85,7 +98,11 @@ impl Cluster {
             Err(error) => return Err(Error::of_api(error, "list policies")),
         };
         policies.sort_by_key(|policy| (policy.namespace(), policy.name_any()));
-        Ok(policies)
+        let read = |policy: DynamicObject| {
+            let name = format!("{}/{}", policy.namespace().unwrap_or_default(), policy.name_any());
+            policy.try_parse().map_err(|error| Unreadable { name, reason: innermost(&error) })
+        };
+        Ok(policies.into_iter().map(read).collect())
     }
 
     /// Returns the pods with a policy's sidecar that have not completed: ready ones first, those that terminate last.
@@ -144,6 +161,21 @@ impl Cluster {
     /// The API of a namespace's pods.
     pub(crate) fn pods(&self, namespace: &str) -> Api<Pod> {
         Api::namespaced(self.client.clone(), namespace)
+    }
+}
+
+/// A policy that this program can't read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unreadable {
+    /// Namespace and name.
+    pub(crate) name: String,
+    pub(crate) reason: String,
+}
+
+impl Unreadable {
+    fn into_error(self) -> Error {
+        let Self { name, reason } = self;
+        Error::unreadable("list policies", &format!("policy {name}: {reason}"))
     }
 }
 
@@ -219,6 +251,11 @@ fn unusable(error: kube::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{Read, Write},
+        net::TcpListener,
+    };
+
     use http::Method;
     use serde_json::{Value, json};
 
@@ -257,6 +294,39 @@ mod tests {
         assert!(exempt("https://api.cluster.test", proxy, "cluster.test"));
         assert!(exempt("https://127.0.0.1:6443", proxy, "") && exempt("https://[::1]:6443", proxy, ""));
         assert!(!exempt("https://127.0.0.1:6443", "http://another.test:1", ""), "of the kubeconfig");
+    }
+
+    #[test]
+    fn overloaded_api_server_is_reported_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let _ = stream.read(&mut [0; 4096]);
+                let body = refusal(503, "overloaded").to_string();
+                let length = body.len();
+                let head =
+                    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close";
+                let _ = write!(stream, "{head}\r\nContent-Length: {length}\r\n\r\n{body}");
+            }
+        });
+        let file = env::temp_dir().join(format!("larder-kubeconfig-{}", std::process::id()));
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "a",
+            "clusters": [{"name": "a", "cluster": {"server": format!("http://{address}")}}],
+            "users": [{"name": "a", "user": {}}],
+            "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+        });
+        std::fs::write(&file, kubeconfig.to_string()).unwrap();
+        let connection = Connection { kubeconfig: Some(file.clone()), ..Connection::default() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let said = runtime.block_on(async {
+            let cluster = Cluster::connect(&connection).await.unwrap();
+            tokio::time::timeout(Duration::from_secs(10), cluster.policies(false)).await
+        });
+        std::fs::remove_file(&file).unwrap();
+        let said = said.expect("the answer comes in time").unwrap_err().to_string();
+        assert_eq!(said, "the API server refuses to list policies: overloaded");
     }
 
     #[test]

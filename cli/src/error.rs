@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::{right::Right, wording::one_line};
+use crate::{args::program, right::Right, wording::one_line};
 
 /// Result of a step.
 pub(crate) type Result<T> = std::result::Result<T, Error>;
@@ -27,16 +27,20 @@ pub(crate) enum Error {
     #[error("the cluster has no CachePolicy resource: install Larder's chart, or choose another --context")]
     NotInstalled,
     #[error(
-        "namespace {namespace} has no policy {name}: `larder status -A` lists the policies of all namespaces"
+        "namespace {namespace} has no policy {name}: `{} status -A` lists the policies of all namespaces",
+        program()
     )]
     NoPolicy { namespace: String, name: String },
     #[error(
         "policy {policy} has no token for its sidecars: the operator creates Secret {secret}, is it running?"
     )]
     NoToken { policy: String, secret: String },
-    #[error("no sidecar of policy {0} runs: `larder status` says why")]
+    #[error("no sidecar of policy {0} runs: `{program} status` says why", program = program())]
     NoSidecar(String),
-    #[error("pod {pod} has no running sidecar of policy {policy}: `larder status` lists those that do")]
+    #[error(
+        "pod {pod} has no running sidecar of policy {policy}: `{} status` lists those that do",
+        program()
+    )]
     NoSuchPod { pod: String, policy: String },
     #[error("can't reach the sidecar in pod {pod}: {reason}")]
     SidecarUnreachable { pod: String, reason: String },
@@ -61,13 +65,18 @@ impl Error {
                 Some(right) if status.code == 403 => Self::Forbidden(Box::new(right)),
                 _ => Self::Refused { action: action.to_owned(), words: one_line(&status.message) },
             },
-            kube::Error::SerdeError(error) => Self::Refused {
-                action: action.to_owned(),
-                words: one_line(&format!(
-                    "its response can't be read ({error}); is this program older than the cluster's Larder?"
-                )),
-            },
+            kube::Error::SerdeError(error) => Self::unreadable(action, &error.to_string()),
             error => Self::Unreachable(innermost(&error)),
+        }
+    }
+
+    /// Returns the error of a response that can't be read; `action` completes "refuses to".
+    pub(crate) fn unreadable(action: &str, reason: &str) -> Self {
+        Self::Refused {
+            action: action.to_owned(),
+            words: one_line(&format!(
+                "its response can't be read ({reason}); is this program older than the cluster's Larder?"
+            )),
         }
     }
 }

@@ -116,7 +116,11 @@ impl Installation<'_> {
             if let Some((policy, pod)) =
                 policies.items.iter().find_map(|policy| Some((policy, pod_of(policy)?)))
             {
-                return said(admit(&self.client, policy, &pod).await);
+                return match admit(&self.client, policy, &pod).await {
+                    // Rules of the cluster for pods are no fault of the installation.
+                    Err(untried @ Fault::Untried { .. }) => Ok(untried.to_string()),
+                    admitted => said(admitted),
+                };
             }
         }
         Ok(none)
@@ -136,7 +140,7 @@ fn said<T>(result: Result<T, Fault>) -> Result<T, String> {
             format!("could not {action}: {error}; {RIGHTS_REMEDY}")
         }
         Fault::Unknown { .. } => format!("{fault}; look at the API server's logs"),
-        Fault::Wrong { .. } => fault.to_string(),
+        Fault::Wrong { .. } | Fault::Untried { .. } => fault.to_string(),
     })
 }
 

@@ -214,7 +214,7 @@ fn configuration(arguments: &RunArguments, wanted: &Wanted) -> Value {
         }));
     }
     let webhook = json!({
-        "name": "inject.larder.dev",
+        "name": names::WEBHOOK,
         "admissionReviewVersions": ["v1"],
         "clientConfig": {
             "service": {

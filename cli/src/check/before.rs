@@ -13,6 +13,7 @@ use larder_api::names;
 use larder_check::{Checked, Fault, restricted_pod, try_pod};
 use larder_crds::{CacheInvalidation, CachePolicy};
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 
 use super::{finding::Finding, installation::RELEASE_NAMESPACE};
 use crate::{
@@ -40,7 +41,8 @@ const OF_CLUSTER: [(&str, &str); 6] = [
     ("admissionregistration.k8s.io", "validatingadmissionpolicybindings"),
 ];
 /// Helm keeps its own record of a release in a Secret.
-const OF_NAMESPACE: [(&str, &str); 7] = [
+const OF_NAMESPACE: [(&str, &str); 8] = [
+    ("", "configmaps"),
     ("", "secrets"),
     ("", "serviceaccounts"),
     ("", "services"),
@@ -71,12 +73,16 @@ enum Owner {
 /// Checks whether a release of the chart can be installed in the namespace.
 pub(super) async fn findings(cluster: &Cluster, release: &str) -> Result<Vec<Finding>> {
     let release = Release { name: release, namespace: &cluster.namespace };
+    let installed = installed(cluster, release).await;
+    let is_alone =
+        installed.as_ref().is_ok_and(|found| found.iter().all(|(_, owner)| *owner == Owner::Release));
+    let installation = installed.and_then(|found| installation(&found, release));
     let mut findings = vec![
         version(cluster).await?,
         Finding::of("api", admission_api(cluster).await)?,
         rights(cluster, release).await?,
-        Finding::of("definition", definitions(cluster, release).await)?,
-        Finding::of("installation", installation(cluster, release).await)?,
+        Finding::of("definition", definitions(cluster, release, is_alone).await)?,
+        Finding::of("installation", installation)?,
     ];
     findings.extend(namespace(cluster).await?);
     Ok(findings)
@@ -153,8 +159,8 @@ async fn rights(cluster: &Cluster, release: Release<'_>) -> Result<Finding> {
     })
 }
 
-/// Checks that definitions which the cluster has already are those of the release.
-async fn definitions(cluster: &Cluster, release: Release<'_>) -> Checked {
+/// Checks that definitions which the cluster has already are those of the release. Nothing may take them from another installation.
+async fn definitions(cluster: &Cluster, release: Release<'_>, is_alone: bool) -> Checked {
     let plurals = [CachePolicy::plural(&()), CacheInvalidation::plural(&())];
     let mut found = 0;
     for plural in &plurals {
@@ -172,7 +178,22 @@ async fn definitions(cluster: &Cluster, release: Release<'_>) -> Checked {
                 "find out whose it is, and delete it with its objects if they are not needed",
             ));
         }
-        take_over(&format!("definition {name}"), &definition.metadata, release)?;
+        let whose = match owner(&definition.metadata, release) {
+            Owner::Release => continue,
+            Owner::Other { name, namespace } => format!("is of release {name} in namespace {namespace}"),
+            Owner::Unknown => "was not made by Helm".to_owned(),
+        };
+        return Err(Fault::wrong(
+            format!("definition {name} {whose}, so that Helm refuses to install over it"),
+            match is_alone {
+                true => {
+                    "install with `--take-ownership` (Helm 3.17 and later), or with a tool that applies manifests"
+                }
+                false => {
+                    "first see to it that no other installation needs it: the check `installation` looks for one"
+                }
+            },
+        ));
     }
     Ok(match found {
         0 => "the cluster has no definition of Larder's yet".to_owned(),
@@ -180,29 +201,45 @@ async fn definitions(cluster: &Cluster, release: Release<'_>) -> Checked {
     })
 }
 
-/// Checks that the cluster has no other installation.
-async fn installation(cluster: &Cluster, release: Release<'_>) -> Checked {
+/// Returns the objects of an installation that is there, each with its owner.
+async fn installed(
+    cluster: &Cluster,
+    release: Release<'_>,
+) -> std::result::Result<Vec<(String, Owner)>, Fault> {
     let role = get::<ClusterRole>(cluster, names::OPERATOR, "get the operator's ClusterRole").await?;
     let webhook = names::WEBHOOK_CONFIGURATION;
     let webhook =
         get::<MutatingWebhookConfiguration>(cluster, webhook, "get the webhook's configuration").await?;
-    let found: Vec<_> = [
+    let found = [
         role.map(|role| (format!("ClusterRole {}", role.name_any()), role.metadata)),
         webhook.map(|one| (format!("MutatingWebhookConfiguration {}", one.name_any()), one.metadata)),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    for (object, metadata) in &found {
-        if let Owner::Other { name, namespace } = owner(metadata, release) {
-            return Err(Fault::wrong(
-                format!("release {name} in namespace {namespace} is installed, and a cluster has one Larder"),
-                format!(
-                    "upgrade that one (`helm upgrade {name} --namespace {namespace}`), or uninstall it first"
-                ),
-            ));
+    ];
+    let found = found.into_iter().flatten();
+    Ok(found.map(|(object, metadata)| (object, owner(&metadata, release))).collect())
+}
+
+/// Checks that the cluster has no other installation.
+fn installation(found: &[(String, Owner)], release: Release<'_>) -> Checked {
+    for (object, owner) in found {
+        match owner {
+            Owner::Release => {}
+            Owner::Other { name, namespace } => {
+                return Err(Fault::wrong(
+                    format!(
+                        "release {name} in namespace {namespace} is installed, and a cluster has one Larder"
+                    ),
+                    format!(
+                        "upgrade that one (`helm upgrade {name} --namespace {namespace}`), or uninstall it first"
+                    ),
+                ));
+            }
+            Owner::Unknown => {
+                return Err(Fault::wrong(
+                    format!("{object} is there, which Helm did not make, and a cluster has one Larder"),
+                    "upgrade Larder with the tool that installed it, or delete that installation first",
+                ));
+            }
         }
-        take_over(object, metadata, release)?;
     }
     Ok(match found.is_empty() {
         true => "the cluster has no other one".to_owned(),
@@ -210,19 +247,6 @@ async fn installation(cluster: &Cluster, release: Release<'_>) -> Checked {
             format!("release {} is installed in namespace {}: upgrade it", release.name, release.namespace)
         }
     })
-}
-
-/// Checks that Helm lets a release take an object over.
-fn take_over(object: &str, metadata: &ObjectMeta, release: Release<'_>) -> std::result::Result<(), Fault> {
-    let whose = match owner(metadata, release) {
-        Owner::Release => return Ok(()),
-        Owner::Other { name, namespace } => format!("is of release {name} in namespace {namespace}"),
-        Owner::Unknown => "was not made by Helm".to_owned(),
-    };
-    Err(Fault::wrong(
-        format!("{object} {whose}, so that Helm refuses to install over it"),
-        "install with `--take-ownership` (Helm 3.17 and later), or with a tool that applies manifests",
-    ))
 }
 
 fn owner(metadata: &ObjectMeta, release: Release<'_>) -> Owner {
@@ -260,7 +284,7 @@ async fn namespace(cluster: &Cluster) -> Result<Vec<Finding>> {
         return Ok(vec![Finding::failed(check, message, "wait until it is gone, or choose another")]);
     }
     let labels = BTreeMap::from([("app.kubernetes.io/name".to_owned(), "larder".to_owned())]);
-    let tried = try_pod(&cluster.client, name, &restricted_pod(&labels, vec![])).await;
+    let tried = try_pod(&cluster.client, name, &restricted_pod(&labels, vec![], &resources())).await;
     let checked = tried.and_then(|tried| match tried {
         Ok(_) => Ok(format!("{name} admits pods like the operator's (Pod Security: {enforced})")),
         Err(words) => Err(Fault::wrong(
@@ -269,6 +293,11 @@ async fn namespace(cluster: &Cluster) -> Result<Vec<Finding>> {
         )),
     });
     Ok(vec![Finding::of(check, checked)?])
+}
+
+/// Returns the resources of the operator, as the chart has them unless values say otherwise: quotas and limit ranges look at them.
+fn resources() -> Value {
+    json!({"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}})
 }
 
 async fn get<K>(cluster: &Cluster, name: &str, action: &str) -> std::result::Result<Option<K>, Fault>
@@ -284,7 +313,6 @@ mod tests {
     use std::fs;
 
     use http::Method;
-    use serde_json::{Value, json};
 
     use super::*;
     use crate::{
@@ -305,9 +333,18 @@ mod tests {
     }
 
     #[test]
+    fn pod_that_is_tried_is_as_the_chart_has_the_operators() {
+        let values: Value = serde_yaml::from_str(&chart("values.yaml")).unwrap();
+        let pod = restricted_pod(&BTreeMap::new(), vec![], &resources());
+        let pod = serde_json::to_value(pod).unwrap();
+        assert_eq!(pod["spec"]["containers"][0]["resources"], values["resources"]);
+        assert_eq!(pod["spec"]["securityContext"], values["podSecurityContext"]);
+    }
+
+    #[test]
     fn rights_cover_every_kind_that_the_chart_creates() {
         // Off unless values turn them on.
-        let optional = ["ConfigMap", "NetworkPolicy", "PodMonitor", "ServiceMonitor"];
+        let optional = ["NetworkPolicy", "PodMonitor", "ServiceMonitor"];
         let plural = |kind: &str| match kind.to_lowercase() {
             kind if kind.ends_with("policy") => kind.replace("policy", "policies"),
             kind => kind + "s",
@@ -345,7 +382,6 @@ mod tests {
             let last = path.rsplit('/').next().unwrap_or_default();
             if let Some((_, release)) = objects.iter().find(|(name, _)| *name == last) {
                 return json!({
-
                     "metadata": {"name": last, "annotations": {RELEASE_NAME: release, RELEASE_NAMESPACE: "larder"}},
                     "spec": {
                         "group": "larder.dev", "names": {"kind": "CachePolicy", "plural": "cachepolicies"}, "scope": "Namespaced",
@@ -376,6 +412,22 @@ mod tests {
             let report = super::super::finding::Report { checks };
             (report.text(Paint::NONE), report.outcome())
         })
+    }
+
+    #[test]
+    fn definitions_are_taken_over_only_where_no_other_installation_is() {
+        let definition = ("cachepolicies.larder.dev", "cache");
+        let (alone, _) = said("36", "", Vec::leak(vec![definition]));
+        assert!(alone.contains("--take-ownership"), "{alone}");
+        for other in ["larder-operator", "larder-webhook"] {
+            let (text, outcome) = said("36", "", Vec::leak(vec![definition, (other, "cache")]));
+            assert!(!text.contains("--take-ownership") && outcome == Outcome::Faulty, "{text}");
+        }
+        let fault = installation(
+            &[("ClusterRole larder-operator".into(), Owner::Unknown)],
+            Release { name: "larder", namespace: "shop" },
+        );
+        assert!(fault.unwrap_err().to_string().contains("the tool that installed it"));
     }
 
     #[test]

@@ -23,7 +23,7 @@ larder_api::labelled! {
         Warning = "warning",
         /// Something is wrong.
         Failed = "failed",
-        /// A right is missing, or the API server did not say.
+        /// A right is missing, the API server did not say, or the check can't be made.
         Skipped = "skipped",
     }
 }
@@ -45,7 +45,7 @@ pub(super) struct Finding {
     message: String,
     /// The steps that correct it; null if all is well.
     remedy: Option<String>,
-    /// True if the finding decides on the outcome even if the check was skipped: the command was asked for it.
+    /// True if the finding decides on the outcome even if the check was skipped: the command was asked for it, or there was no answer.
     #[serde(skip)]
     is_wanted: bool,
 }
@@ -86,6 +86,7 @@ impl Finding {
         match checked {
             Ok(message) => Ok(Self::ok(check, message)),
             Err(Fault::Wrong { problem, remedy }) => Ok(Self::failed(check, problem, remedy)),
+            Err(Fault::Untried { reason, remedy }) => Ok(Self::warning(check, reason, remedy)),
             Err(Fault::Unknown { action, error }) => Self::not_checked(check, Error::of_api(*error, &action)),
         }
     }
@@ -100,7 +101,18 @@ impl Finding {
             Error::Forbidden(right) => (right.lack(), format!("have an administrator run {}", right.grant())),
             error => (error.to_string(), "run the command again".to_owned()),
         };
-        Ok(Self::new(check, State::Skipped, message, Some(remedy)))
+        // People know which rights they lack, but not that the API server did not answer.
+        let is_wanted = !matches!(error, Error::Forbidden(_));
+        Ok(Self { is_wanted, ..Self::skipped(check, message, remedy) })
+    }
+
+    /// Returns the finding of a check that can't be made.
+    pub(super) fn skipped(
+        check: &'static str,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self::new(check, State::Skipped, message.into(), Some(remedy.into()))
     }
 
     /// Returns the finding as one of a policy.
@@ -115,11 +127,6 @@ impl Finding {
 
     pub(super) fn is_failed(&self) -> bool {
         self.state == State::Failed
-    }
-
-    /// Returns true unless the finding is of policies.
-    pub(super) fn is_of_cluster(&self) -> bool {
-        self.policy.is_none() && !self.is_wanted
     }
 
     pub(super) fn text(&self, paint: Paint) -> String {
@@ -185,6 +192,13 @@ skipped  leader: jane may not create pods/portforward in namespace shop
     }
 
     #[test]
+    fn check_that_the_cluster_keeps_from_being_made_is_a_warning() {
+        let untried = Fault::Untried { reason: "a quota is exceeded".into(), remedy: "raise it".into() };
+        let said = Finding::of("admission", Err(untried)).unwrap().text(Paint::NONE);
+        assert_eq!(said, "warning  admission: a quota is exceeded\n         raise it\n");
+    }
+
+    #[test]
     fn missing_right_counts_only_where_policies_can_not_be_checked() {
         let outcome = |checks: Vec<Finding>| Report { checks }.outcome();
         let skipped = || Finding::not_checked("leader", forbidden()).unwrap();
@@ -192,5 +206,8 @@ skipped  leader: jane may not create pods/portforward in namespace shop
         assert_eq!(outcome(vec![Finding::failed("tiers", "a", "b"), skipped()]), Outcome::Faulty);
         assert_eq!(outcome(vec![skipped().of_policies()]), Outcome::Failed);
         assert!(Finding::not_checked("leader", Error::Unauthorized).is_err(), "nothing can be checked");
+        let refused = Error::Refused { action: "get the Lease".into(), words: "overloaded".into() };
+        assert_eq!(outcome(vec![Finding::not_checked("leader", refused).unwrap()]), Outcome::Failed);
+        assert_eq!(outcome(vec![Finding::skipped("admission", "a", "b")]), Outcome::Good);
     }
 }

@@ -89,7 +89,7 @@ mod tests {
         serde_json::from_value(json!({
             "metadata": {"annotations": {RELEASE_NAMESPACE: "of-release"}},
             "webhooks": [{
-                "name": "inject.larder.dev", "admissionReviewVersions": ["v1"], "sideEffects": "None",
+                "name": names::WEBHOOK, "admissionReviewVersions": ["v1"], "sideEffects": "None",
                 "clientConfig": {"service": {"name": "larder-webhook", "namespace": "larder-system"}},
                 "namespaceSelector": {"matchExpressions": [
                     {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["shop", "blog"]},

@@ -1,22 +1,31 @@
 //! A policy: its conditions, sidecars, tiers and peers, the linter's words, and a pod that is tried.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{ResourceExt, core::ObjectMeta};
 use larder_api::{admin::TierState, names};
-use larder_check::{admit, pod_of};
+use larder_check::{admit, injects, pod_of};
 use larder_crds::{CachePolicy, ConditionType};
 use larder_lint::Checker;
 
 use super::{finding::Finding, full_name};
 use crate::{
+    args::program,
     cluster::Cluster,
     conditions,
-    error::{Error, Result},
+    error::Result,
     status::{self, PolicyState, SidecarState},
     wording::listed,
 };
+
+/// Reason of conditions of a policy that has no pods.
+const NO_PODS: &str = "NoPods";
+/// Remedy where pods do not reach one another.
+const REACH: &str = "let the policy's pods reach one another on the port of their admin API (NetworkPolicies; \
+                     networkPolicy.sidecarNamespaces of the chart)";
+/// Place of a pod's name in a remedy.
+const POD: &str = "{pod}";
 
 /// A problem of a sidecar, which others may have as well.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,13 +45,17 @@ pub(super) async fn findings(
     findings.extend(of_linter(policy, checker));
     match status::state(cluster, policy).await {
         Ok(state) => findings.extend(of_sidecars(&state)),
-        Err(error @ Error::Forbidden(_)) => {
-            findings.push(Finding::not_checked("sidecars", error)?.of_policies())
-        }
-        Err(error) => return Err(error),
+        Err(error) => findings.push(Finding::not_checked("sidecars", error)?.of_policies()),
     }
-    if let Some(pod) = pod_of(policy) {
-        findings.push(Finding::of("admission", admit(&cluster.client, policy, &pod).await)?);
+    match pod_of(policy) {
+        Some(pod) => findings.push(Finding::of("admission", admit(&cluster.client, policy, &pod).await)?),
+        None if injects(policy) => findings.push(Finding::skipped(
+            "admission",
+            "not tried: the selector has matchExpressions, which do not tell the labels of its pods",
+            "create a pod of the application itself, and look for the sidecar in it",
+        )),
+        // Its conditions say why no pod gets a sidecar.
+        None => {}
     }
     let name = full_name(policy);
     Ok(findings.into_iter().map(|finding| finding.of_policy(&name)).collect())
@@ -77,19 +90,27 @@ fn of_conditions(policy: &CachePolicy) -> Vec<Finding> {
         format!("{} is {status} ({reason}): {message}{missed}", kind.as_str())
     };
     let failed = wrong.into_iter().map(|(kind, one)| {
-        let remedy = format!("{}; {described}", remedy(kind));
-        Finding::failed(check, message(kind, one), remedy)
+        let remedy = match one.reason.as_str() {
+            NO_PODS => "start the workload, or have the selector name its pods' labels".to_owned(),
+            _ => remedy(kind),
+        };
+        Finding::failed(check, message(kind, one), format!("{remedy}; {described}"))
     });
-    let unknown = of_kind("Unknown").into_iter().map(|(kind, one)| {
+    // Without pods there is nothing to know, which Ready says once.
+    let unknown = of_kind("Unknown").into_iter();
+    let unknown = unknown.filter(|(kind, one)| *kind == ConditionType::Ready || one.reason != NO_PODS);
+    let unknown = unknown.map(|(kind, one)| {
         Finding::warning(check, message(kind, one), format!("wait until the operator knows it; {described}"))
     });
     let findings: Vec<_> = failed.chain(unknown).collect();
     if findings.is_empty() { vec![Finding::ok(check, "all of them hold")] } else { findings }
 }
 
-const fn remedy(kind: ConditionType) -> &'static str {
-    match kind {
-        ConditionType::Accepted => "change the policy, and `larder lint` it before it is applied",
+fn remedy(kind: ConditionType) -> String {
+    let remedy = match kind {
+        ConditionType::Accepted => {
+            return format!("change the policy, and `{} lint` it before it is applied", program());
+        }
         ConditionType::Injected => "restart the workloads of these pods once what is named is corrected",
         ConditionType::TrafficCaptured => {
             "choose a capture mode for these Services (docs/operations.md, Capture modes)"
@@ -100,7 +121,8 @@ const fn remedy(kind: ConditionType) -> &'static str {
         ConditionType::WritesSeen => "give every pod that takes writes the sidecar",
         ConditionType::TiersHealthy => "the check `tiers` says which server does not respond, and to whom",
         ConditionType::Ready => "correct what is named",
-    }
+    };
+    remedy.to_owned()
 }
 
 /// Checks the policy as `larder lint` does: it may be older than the rules.
@@ -142,9 +164,11 @@ fn of_sidecars(state: &PolicyState) -> Vec<Finding> {
         .into_iter()
         .map(|(Problem { check, message, remedy }, pods)| {
             let word = if pods.len() == 1 { "pod" } else { "pods" };
+            let remedy = remedy.replace(POD, pods.first().copied().unwrap_or_default());
             Finding::failed(check, format!("{word} {}: {message}", listed(&pods)), remedy)
         })
         .collect();
+    findings.extend(of_unreachable(state));
     let count = sidecars().count();
     // Pods that lack one are told of by the conditions.
     let is_awaited = count == 0 && state.status.pods.matched > 0;
@@ -159,12 +183,34 @@ fn of_sidecars(state: &PolicyState) -> Vec<Finding> {
     findings
 }
 
+/// Returns a finding for each reason for which pods do not reach one another: where a NetworkPolicy is in the way, no pod reaches any.
+fn of_unreachable(state: &PolicyState) -> Vec<Finding> {
+    let mut by_reason = BTreeMap::<&str, (BTreeSet<&str>, BTreeSet<&str>)>::new();
+    for sidecar in state.sidecars.iter().filter(|sidecar| !sidecar.terminating) {
+        let peers = sidecar.report.iter().filter_map(|report| report.peers.as_ref());
+        for (address, reason) in peers.flat_map(|peers| &peers.unreachable) {
+            let (pods, addresses) = by_reason.entry(reason).or_default();
+            pods.insert(&sidecar.pod);
+            addresses.insert(address);
+        }
+    }
+    let list = |names: BTreeSet<&str>| listed(&Vec::from_iter(names));
+    let finding = |(reason, (pods, addresses)): (&str, (BTreeSet<&str>, BTreeSet<&str>))| {
+        let word = if pods.len() == 1 { "pod" } else { "pods" };
+        let message = format!("{word} {}: no response from {}: {reason}", list(pods), list(addresses));
+        Finding::failed("peers", message, REACH)
+    };
+    by_reason.into_iter().map(finding).collect()
+}
+
 /// Returns the problems of a sidecar.
 fn problems(sidecar: &SidecarState, state: &PolicyState) -> Vec<Problem> {
     let problem = |check, message: String, remedy: String| Problem { check, message, remedy };
-    let log = format!("`kubectl -n {} logs POD -c {}` says why", state.namespace, names::SIDECAR);
+    let log = format!("`kubectl -n {} logs {POD} -c {}` says why", state.namespace, names::SIDECAR);
     let Some(report) = &sidecar.report else {
         let message = sidecar.error.clone().unwrap_or_else(|| "no response".to_owned());
+        // Pods with the same error are one finding, which names them.
+        let message = message.replace(&format!(" in pod {}", sidecar.pod), "");
         return vec![problem("sidecars", message, log)];
     };
     let mut problems = Vec::new();
@@ -199,14 +245,9 @@ fn problems(sidecar: &SidecarState, state: &PolicyState) -> Vec<Problem> {
         problems.push(problem("tiers", format!("{tier} does not respond{reason}"), remedy.to_owned()));
     }
     let Some(peers) = &report.peers else { return problems };
-    let reach = "let the policy's pods reach one another on the port of their admin API (NetworkPolicies; \
-                 networkPolicy.sidecarNamespaces of the chart)";
     if let Some(error) = &peers.error {
-        let remedy = format!("let the pods resolve Service {}; {reach}", names::peers(&state.name));
+        let remedy = format!("let the pods resolve Service {}; {REACH}", names::peers(&state.name));
         problems.push(problem("peers", format!("other pods can't be found: {error}"), remedy));
-    }
-    for (address, reason) in &peers.unreachable {
-        problems.push(problem("peers", format!("no response from {address}: {reason}"), reach.to_owned()));
     }
     problems
 }
@@ -298,11 +339,45 @@ mod tests {
             said(&of_sidecars(&state(&[("a", ill.clone()), ("b", ill), ("c", Value::Null)]))).join("\n");
         for expected in [
             "peers: pods a, b: no response from 10.0.0.9:24890: timeout",
+            "`kubectl -n shop logs c -c larder-sidecar` says why",
             "sidecars: pods a, b: an older configuration is in force",
             "sidecars: pod c: the sidecar does not run",
             "tiers: pods a, b: redis does not respond: refused",
         ] {
             assert!(findings.contains(expected), "no {expected:?} in {findings}");
         }
+    }
+    #[test]
+    fn pods_that_do_not_reach_one_another_for_one_reason_are_one_finding() {
+        let cut_off = |address: &str| {
+            let peers = json!({"reachable": 0, "unreachable": {address: "timeout"}});
+            json!({"hash": "h", "state": "serving", "tiers": {}, "peers": peers})
+        };
+        let findings =
+            said(&of_sidecars(&state(&[("a", cut_off("10.0.0.2:1")), ("b", cut_off("10.0.0.1:1"))])));
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        let expected = "failed   peers: pods a, b: no response from 10.0.0.1:1, 10.0.0.2:1: timeout";
+        assert!(findings[0].starts_with(expected), "{findings:?}");
+    }
+
+    #[test]
+    fn policy_without_pods_has_one_finding_at_most() {
+        let without_pods = |ready: &str| {
+            let mut policy = policy(
+                &[
+                    ("Ready", ready),
+                    ("Injected", "Unknown"),
+                    ("TiersHealthy", "Unknown"),
+                    ("WritesSeen", "True"),
+                ],
+                json!([]),
+            );
+            let conditions = policy.status.iter_mut().flat_map(|status| &mut status.conditions);
+            conditions.for_each(|condition| condition.reason = NO_PODS.to_owned());
+            said(&of_conditions(&policy))
+        };
+        assert_eq!(without_pods("True"), ["ok       conditions: all of them hold"], "it is scaled to zero");
+        let findings = without_pods("False");
+        assert!(findings.len() == 1 && findings[0].contains("start the workload"), "{findings:?}");
     }
 }
