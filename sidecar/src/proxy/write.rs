@@ -109,7 +109,8 @@ impl Proxy {
 
     /// Returns true if nothing keeps a write from being sent: it need not hold, or its purge can be made to.
     async fn may_write(&self, snapshot: &Snapshot, writing: &Writing) -> bool {
-        !must_hold(snapshot, writing) || self.purging().can_hold(&snapshot.store).await
+        // Boxed: the futures of all other writes need no room for it.
+        !must_hold(snapshot, writing) || Box::pin(self.purging().can_hold(&snapshot.store)).await
     }
 
     /// Returns the POST of a sidecar without a policy, whose response may be one to GET as well.
