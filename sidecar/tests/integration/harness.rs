@@ -32,7 +32,7 @@ pub(super) use authority::Authority;
 pub(super) use database::Database;
 pub(super) use load::{newcomers, p99_of_hits};
 pub(super) use origin::{Origin, RawOrigin, Reply, Seen, read_head, reply};
-pub(super) use pair::{two, until_shared};
+pub(super) use pair::{Pages, two, until_shared};
 pub(super) use peak::Peak;
 pub(super) use peer::Peer;
 pub(super) use policy::Policy;

@@ -7,7 +7,9 @@ use larder_api::admin::PurgeReport;
 use tokio::process::Command;
 
 use super::{
-    harness::{Answer, Origin, Policy, Sidecar, TOKEN, Wire, environment, exchange, reply, two, until},
+    harness::{
+        Answer, Origin, Pages, Policy, Sidecar, TOKEN, Wire, environment, exchange, reply, two, until,
+    },
     http2_hits::connect,
 };
 
@@ -38,28 +40,6 @@ async fn site() -> Origin {
         reply(&[("x-cache-tags", tags)], seen.number.to_string())
     })
     .await
-}
-
-/// Stores all pages in both sidecars, and returns them.
-async fn warm([a, b]: &[Sidecar; 2]) -> Vec<String> {
-    let mut pages = vec![];
-    for (path, _) in PAGES {
-        let first = a.get(path).await.body;
-        until("the response is in Redis", async || (b.get(path).await.body == first).then_some(())).await;
-        pages.push(first);
-    }
-    pages
-}
-
-/// Returns the indices of the pages that a sidecar does not have any more.
-async fn purged(sidecar: &Sidecar, pages: &[String]) -> Vec<usize> {
-    let mut purged = vec![];
-    for (index, (path, _)) in PAGES.iter().enumerate() {
-        if sidecar.get(path).await.body != pages[index] {
-            purged.push(index);
-        }
-    }
-    purged
 }
 
 /// A client, the lines of its request, and the pages that it purges.
@@ -195,7 +175,7 @@ async fn request_of_each_client_purges_its_pages_in_every_sidecar() {
     let sidecars = two(&policy, &origin).await;
     let [a, b] = &sidecars;
     for (client, lines, expected) in CLIENTS {
-        let pages = warm(&sidecars).await;
+        let pages = Pages::warm(&sidecars, PAGES.map(|(path, _)| path)).await;
         let mut wire = Wire::to(a.address).await;
         wire.say(lines.join("\r\n") + "\r\n\r\n").await;
         let (head, body) = wire.answer().await;
@@ -203,8 +183,8 @@ async fn request_of_each_client_purges_its_pages_in_every_sidecar() {
         assert!(head.contains("content-type: application/json\r\n"), "{client}: {head}");
         let report: PurgeReport = serde_json::from_str(&body).unwrap();
         assert!(report.redis && report.order.is_some(), "{client}: {body}");
-        assert_eq!(purged(b, &pages).await, expected, "{client}");
-        assert_eq!(purged(a, &pages).await, expected, "{client}");
+        assert_eq!(pages.purged_in(b).await, expected, "{client}");
+        assert_eq!(pages.purged_in(a).await, expected, "{client}");
     }
     assert!(a.metric("larder_purges_total", &["origin=\"request\""]).await >= 22.0);
     assert_eq!(origin.last().method, Method::GET, "the application hears of none");

@@ -1,9 +1,9 @@
 //! Writes whose responses name the tags to purge.
 
-use http::{HeaderName, Method};
+use http::Method;
 
 use super::{
-    harness::{Origin, Policy, Sidecar, reply, two, until},
+    harness::{Origin, Pages, Policy, Sidecar, reply, two, until},
     http2_hits::ask,
     http2_hits::connect,
 };
@@ -30,39 +30,9 @@ async fn shop() -> Origin {
             let last = seen.path.rsplit('/').next().unwrap_or_default();
             return reply(&[("surrogate-key", &format!("page:{last} all"))], seen.number.to_string());
         }
-        let mut reply = reply(&[], "written");
-        if let Ok(status) = seen.header("x-status").parse() {
-            *reply.status_mut() = status;
-        }
-        for line in seen.headers.get_all("x-say") {
-            let (name, value) = line.to_str().unwrap().split_once(": ").unwrap();
-            reply.headers_mut().append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
-        }
-        reply
+        seen.told("written")
     })
     .await
-}
-
-/// Stores all pages in both sidecars, and returns them.
-async fn warm([a, b]: &[Sidecar; 2]) -> Vec<String> {
-    let mut pages = vec![];
-    for path in PATHS {
-        let first = a.get(path).await.body;
-        until("the response is in Redis", async || (b.get(path).await.body == first).then_some(())).await;
-        pages.push(first);
-    }
-    pages
-}
-
-/// Returns the indices of the pages that a sidecar does not have any more.
-async fn purged(sidecar: &Sidecar, pages: &[String]) -> Vec<usize> {
-    let mut purged = vec![];
-    for (index, path) in PATHS.iter().enumerate() {
-        if sidecar.get(path).await.body != pages[index] {
-            purged.push(index);
-        }
-    }
-    purged
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,20 +56,20 @@ async fn tags_of_a_writes_response_are_purged_before_it_leaves() {
         ("422", &[], &[]),
         ("200", &[&too_many], TAGGED),
     ] {
-        let pages = warm(&sidecars).await;
+        let pages = Pages::warm(&sidecars, PATHS).await;
         let says = says.iter().map(|line| ("x-say", *line));
         let fields: Vec<_> = [("x-status", status)].into_iter().chain(says).collect();
         let answer = a.request(Method::POST, "/posts", &fields, "new").await;
         assert_eq!((answer.status.as_str(), answer.header("surrogate-key")), (status, ""), "{fields:?}");
-        assert_eq!(purged(b, &pages).await, expected, "{fields:?}");
-        assert_eq!(purged(a, &pages).await, expected, "{fields:?}");
+        assert_eq!(pages.purged_in(b).await, expected, "{fields:?}");
+        assert_eq!(pages.purged_in(a).await, expected, "{fields:?}");
     }
     assert_eq!(a.metric("larder_purges_broadened_total", &["place=\"response\""]).await, 3.0);
 
-    let pages = warm(&sidecars).await;
+    let pages = Pages::warm(&sidecars, PATHS).await;
     let client = connect(a.address, 1 << 20).await;
     let (status, ..) = ask(&client, Method::POST, "/posts").await;
-    assert_eq!((status, purged(b, &pages).await), (200, vec![]), "a response that names none");
+    assert_eq!((status, pages.purged_in(b).await), (200, vec![]), "a response that names none");
 }
 
 #[tokio::test(flavor = "multi_thread")]

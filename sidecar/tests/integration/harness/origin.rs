@@ -37,6 +37,20 @@ impl Seen {
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
+
+    /// Returns the response that the request asks for: with the status that `x-status` names, and the header fields that lines of
+    /// `x-say` have, such as `etag: "a"`.
+    pub(crate) fn told(&self, body: impl Into<Bytes>) -> Reply {
+        let mut reply = reply(&[], body);
+        if let Ok(status) = self.header("x-status").parse() {
+            *reply.status_mut() = status;
+        }
+        for line in self.headers.get_all("x-say") {
+            let (name, value) = line.to_str().unwrap().split_once(": ").unwrap();
+            reply.headers_mut().append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        reply
+    }
 }
 
 /// A response of the application.
@@ -76,21 +90,9 @@ impl Origin {
         .await
     }
 
-    /// Starts an application that responds with the request's number, under the status that `x-status` names and with the header
-    /// fields that lines of `x-say` have, such as `etag: "a"`.
+    /// Starts an application that responds with the request's number, as the request asks it to ([`Seen::told`]).
     pub(crate) async fn obedient() -> Self {
-        Self::start(|seen| async move {
-            let mut reply = reply(&[], seen.number.to_string());
-            if let Ok(status) = seen.header("x-status").parse() {
-                *reply.status_mut() = status;
-            }
-            for line in seen.headers.get_all("x-say") {
-                let (name, value) = line.to_str().unwrap().split_once(": ").unwrap();
-                reply.headers_mut().append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
-            }
-            reply
-        })
-        .await
+        Self::start(|seen| async move { seen.told(seen.number.to_string()) }).await
     }
 
     /// Starts an application that responds to every request with its number, and to each write only with a permit.

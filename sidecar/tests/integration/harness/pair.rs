@@ -24,3 +24,30 @@ pub(crate) async fn until_shared([a, b]: &[Sidecar; 2]) {
     })
     .await;
 }
+
+/// Responses that two sidecars have stored, with their paths.
+pub(crate) struct Pages(Vec<(&'static str, String)>);
+
+impl Pages {
+    /// Stores the responses under these paths in both sidecars.
+    pub(crate) async fn warm([a, b]: &[Sidecar; 2], paths: impl IntoIterator<Item = &'static str>) -> Self {
+        let mut pages = vec![];
+        for path in paths {
+            let first = a.get(path).await.body;
+            until("the response is in Redis", async || (b.get(path).await.body == first).then_some(())).await;
+            pages.push((path, first));
+        }
+        Self(pages)
+    }
+
+    /// Returns the indices of those that a sidecar does not have any more.
+    pub(crate) async fn purged_in(&self, sidecar: &Sidecar) -> Vec<usize> {
+        let mut purged = vec![];
+        for (index, (path, page)) in self.0.iter().enumerate() {
+            if sidecar.get(path).await.body != *page {
+                purged.push(index);
+            }
+        }
+        purged
+    }
+}
