@@ -425,11 +425,11 @@ impl L2 {
                 }
             };
             let Some(Ordered { order, pods, .. }) = ordered else {
-                return Ok((Acknowledged { order: 0, by_all: true }, is_named.await));
+                return Ok((Acknowledged { order: 0, by_all: true, told: None }, is_named.await));
             };
             let acknowledged = self.link.acknowledgements().wait_for(asker, order, pods);
             let (by_all, is_named) = tokio::join!(acknowledged, is_named);
-            Ok((Acknowledged { order, by_all }, is_named))
+            Ok((Acknowledged { order, by_all, told: (pods > 0).then_some(pods) }, is_named))
         });
         let (outcome, ()) = tokio::join!(purged, formers);
         match outcome {

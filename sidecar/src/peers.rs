@@ -268,6 +268,11 @@ impl Peers {
         self.is_joining.load(Ordering::Acquire)
     }
 
+    /// Returns the number of other pods that are told.
+    pub fn reachable(&self) -> usize {
+        self.members.reachable()
+    }
+
     /// Returns the pods that are told, and those that can't be.
     pub fn report(&self) -> PeersReport {
         self.members.report()

@@ -121,8 +121,8 @@ impl Purging<'_> {
         }
         let number = self.peers.map(Peers::number);
         let told = snapshot.store.tell_other_versions(number).await;
-        if told != TellOutcome::Acknowledged {
-            let is_ordered = told == TellOutcome::Ordered;
+        if !matches!(told, TellOutcome::Acknowledged(pods) if self.are_all(pods)) {
+            let is_ordered = told != TellOutcome::NotOrdered;
             self.tell_peers(&snapshot.store, &[PurgeName::unnamed_write()], number, is_ordered).await;
         }
     }
@@ -147,7 +147,7 @@ impl Purging<'_> {
             return Purge { progress: Purged::Here(order), peers };
         };
         let (progress, is_ordered) = match l2.purge(names, proof, number).await {
-            Ok(acknowledged) if acknowledged.by_all => {
+            Ok(acknowledged) if acknowledged.by_all && self.are_all(acknowledged.told) => {
                 return Purge { progress: Purged::Everywhere(acknowledged.order), peers: None };
             }
             Ok(acknowledged) => (Purged::Everywhere(acknowledged.order), true),
@@ -158,6 +158,12 @@ impl Purging<'_> {
             }
         };
         Purge { progress, peers: self.tell_peers(store, names, number, is_ordered).await }
+    }
+
+    /// Returns true if the pods that Redis has told are all that are known: one that it does not reach serves for `l1.busGrace` what it
+    /// has. `None` stands for all.
+    fn are_all(self, told: Option<usize>) -> bool {
+        told.zip(self.peers).is_none_or(|(told, peers)| told > peers.reachable())
     }
 
     /// Tells other pods of a purge that is applied here. If Redis has ordered it, they need not tell Redis, unless they do not hear of it

@@ -66,8 +66,8 @@ pub struct MissedWrites {
 /// Knowledge in other pods of a write that was told to Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TellOutcome {
-    /// Every pod that it concerns and that listens to Redis has acknowledged it.
-    Acknowledged,
+    /// Every pod that it concerns and that listens to Redis has acknowledged it: so many, or it concerns none.
+    Acknowledged(Option<usize>),
     /// Redis has ordered it, and not every pod has acknowledged it in time.
     Ordered,
     /// Redis was not told, or there is none.
@@ -197,7 +197,7 @@ impl Store {
             return TellOutcome::NotOrdered;
         };
         match l2.purge(&[], Proof::Recent, number).await {
-            Ok(acknowledged) if acknowledged.by_all => TellOutcome::Acknowledged,
+            Ok(acknowledged) if acknowledged.by_all => TellOutcome::Acknowledged(acknowledged.told),
             Ok(_) => TellOutcome::Ordered,
             Err(error) => {
                 tracing::debug!(%error, "other versions of the policy have not been told of a write yet");

@@ -93,7 +93,8 @@ impl<'s> Stand<'s> {
         }
         let mut database = examples::shop("postgres.yaml", &sandbox.name)?;
         for object in database.iter_mut().filter(|object| object["kind"] == "Deployment") {
-            object["spec"]["template"]["spec"]["containers"][0]["args"] = json!(["-c", "wal_level=logical"]);
+            object["spec"]["template"]["spec"]["containers"][0]["args"] =
+                json!(["postgres", "-c", "listen_addresses=*", "-c", "wal_level=logical"]);
         }
         sandbox.apply(&database).await?;
         for server in ["redis", "postgres"] {

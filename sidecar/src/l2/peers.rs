@@ -13,6 +13,8 @@ pub struct Acknowledged {
     pub order: u64,
     /// True if every pod that listens to Redis has acknowledged it in time.
     pub by_all: bool,
+    /// Number of pods that listen to Redis, this one among them; `None` if none had to be told, or another pod has passed the purge on.
+    pub told: Option<usize>,
 }
 
 impl L2 {

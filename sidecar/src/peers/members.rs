@@ -233,6 +233,10 @@ impl Members {
     }
 
     /// Returns the state of all but this pod.
+    pub(super) fn reachable(&self) -> usize {
+        self.all().iter().filter(|member| member.state().reach == Reach::Reachable).count()
+    }
+
     pub(super) fn report(&self) -> PeersReport {
         let mut report = PeersReport { error: self.found.borrow().error.clone(), ..PeersReport::default() };
         for member in self.all() {

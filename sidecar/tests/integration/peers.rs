@@ -331,6 +331,19 @@ async fn purge_through_a_sidecar_cut_off_from_redis_outlives_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn purge_by_redis_holds_in_a_sidecar_that_redis_does_not_reach() {
+    let stand = Stand::new().await;
+    let [far, near, _] = &stand.sidecars;
+    let before = far.stored("/a").await;
+    stand.relay.suffer(Fault::Cut);
+    // It trusts what it has for a while yet.
+    until("the sidecar hears of nothing at redis", async || (stand.listeners().await < 3).then_some(()))
+        .await;
+    near.put("/a").await;
+    assert_ne!(far.get("/a").await.body, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn purge_through_a_sidecar_cut_off_from_redis_names_the_others() {
     let stand = Stand::new().await;
     stand.cut_off().await;
@@ -375,10 +388,16 @@ async fn sidecar_whose_bus_is_silent_is_told_directly() {
 impl Stand {
     /// Returns the number of purges that Redis has ordered.
     async fn orders(&self) -> u64 {
-        let keys: Vec<String> = self.redis.ask(&["KEYS", "*:barriers:"]).await;
-        let orders: Option<u64> =
-            self.redis.ask(&["HGET", keys.first().map_or("none", |key| key), "s"]).await;
-        orders.unwrap_or(0)
+        self.redis.ask::<Option<u64>>(&["HGET", &self.barriers().await, "s"]).await.unwrap_or(0)
+    }
+
+    /// Returns the number of sidecars that hear of purges at Redis.
+    async fn listeners(&self) -> usize {
+        self.redis.ask::<(String, usize)>(&["PUBSUB", "NUMSUB", &self.barriers().await]).await.1
+    }
+
+    async fn barriers(&self) -> String {
+        self.redis.ask::<Vec<String>>(&["KEYS", "*:barriers:"]).await.pop().unwrap_or_default()
     }
 }
 
