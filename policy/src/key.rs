@@ -165,8 +165,10 @@ impl Key {
 
 /// Returns the path in the text of a key, whatever follows the key there; an empty text if it is none.
 pub fn path_of(text: &str) -> &str {
-    let begins = text.find("://").map_or(text.len(), |scheme| scheme + 3);
-    let target = text[begins..].find('/').map_or("", |path| &text[begins + path..]);
+    // A method has no slash, and neither has a scheme.
+    let (before, rest) = text.split_once('/').unwrap_or((text, ""));
+    let origin = rest.strip_prefix('/').filter(|_| before.ends_with(':')).unwrap_or("");
+    let target = origin.find('/').map_or("", |path| &origin[path..]);
     &target[..target.find(['?', '#', '\n']).unwrap_or(target.len())]
 }
 
