@@ -62,6 +62,10 @@ impl Member {
         self.state.borrow().clone()
     }
 
+    fn is_reachable(&self) -> bool {
+        self.state.borrow().reach == Reach::Reachable
+    }
+
     /// Has it told what it has not acknowledged, and an address tried at which nobody was.
     pub(super) fn wake(&self) {
         self.wake.notify_one();
@@ -232,11 +236,12 @@ impl Members {
         self.found.borrow().at.is_some_and(|at| since.is_none_or(|since| at >= since))
     }
 
-    /// Returns the state of all but this pod.
+    /// Returns the number of others that respond.
     pub(super) fn reachable(&self) -> usize {
-        self.all().iter().filter(|member| member.state().reach == Reach::Reachable).count()
+        self.list.lock().values().filter(|entry| entry.member.is_reachable()).count()
     }
 
+    /// Returns the state of all but this pod.
     pub(super) fn report(&self) -> PeersReport {
         let mut report = PeersReport { error: self.found.borrow().error.clone(), ..PeersReport::default() };
         for member in self.all() {
