@@ -99,6 +99,25 @@ pub struct Proxy {
     pub relays: bool,
 }
 
+#[cfg(test)]
+impl Proxy {
+    /// Returns a proxy in front of an application at which nothing listens: what it serves comes from memory.
+    pub(crate) fn alone(config: Arc<ConfigWatcher>, telemetry: Arc<Telemetry>) -> Arc<Self> {
+        let dialer = Arc::new(crate::upstream::Dialer::new(&"http://127.0.0.1:9".parse().unwrap(), None));
+        Arc::new(Self {
+            config,
+            peers: None,
+            upstream: Upstream::new(dialer, Arc::clone(&telemetry.stats.budget)),
+            target: None,
+            telemetry,
+            drain: Arc::default(),
+            admin: Router::new(),
+            token_file: None,
+            relays: true,
+        })
+    }
+}
+
 /// Client of a request.
 #[derive(Clone, Debug)]
 pub struct Client {

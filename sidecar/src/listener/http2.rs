@@ -187,36 +187,16 @@ async fn ends_when_idle(place: &Admitted) {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use axum::Router;
     use bytes::Bytes;
     use tokio::time::Instant;
 
     use super::*;
-    use crate::{
-        config::ConfigWatcher,
-        drain::Drain,
-        proxy::Proxy,
-        telemetry::Telemetry,
-        upstream::{Dialer, Upstream},
-    };
+    use crate::{config::ConfigWatcher, proxy::Proxy, telemetry::Telemetry};
 
     async fn proxy() -> Arc<Proxy> {
         let telemetry = Arc::new(Telemetry::new().unwrap());
         let config = Arc::new(ConfigWatcher::load(None, None, Arc::clone(&telemetry)).await);
-        let dialer = Arc::new(Dialer::new(&"http://127.0.0.1:1".parse().unwrap(), None));
-        let upstream = Upstream::new(dialer, Arc::clone(&telemetry.stats.budget));
-        let drain = Arc::new(Drain::default());
-        Arc::new(Proxy {
-            config,
-            peers: None,
-            upstream,
-            target: None,
-            telemetry,
-            drain,
-            admin: Router::new(),
-            token_file: None,
-            relays: true,
-        })
+        Proxy::alone(config, telemetry)
     }
 
     #[tokio::test]

@@ -7,7 +7,6 @@ use std::{
     sync::Arc,
 };
 
-use axum::Router;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Version, header};
 use http_body_util::BodyExt as _;
@@ -36,7 +35,6 @@ use crate::{
     },
     snapshot::{Configuration, Snapshot},
     telemetry::Telemetry,
-    upstream::{Dialer, Upstream},
 };
 
 const POLICY: &str = r#"
@@ -197,22 +195,7 @@ impl Fixture {
         };
         let config = Arc::new(ConfigWatcher::of(configuration, None, Arc::clone(&telemetry)));
         let snapshot = config.snapshot();
-        // Nothing listens there: a response can come from memory alone.
-        let dialer = Arc::new(Dialer::new(&"http://127.0.0.1:9".parse().unwrap(), None));
-        let upstream = Upstream::new(dialer, Arc::clone(&telemetry.stats.budget));
-        let (drain, admin) = (Arc::default(), Router::new());
-        let proxy = Proxy {
-            config,
-            peers: None,
-            upstream,
-            target: None,
-            telemetry,
-            drain,
-            admin,
-            token_file: None,
-            relays: true,
-        };
-        Self { proxy: Arc::new(proxy), snapshot, passes: Cell::new(0) }
+        Self { proxy: Proxy::alone(config, telemetry), snapshot, passes: Cell::new(0) }
     }
 
     /// Returns the request without the fields of its connection, as the slow path classifies it.
