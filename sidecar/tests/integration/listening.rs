@@ -28,6 +28,13 @@ pub(crate) async fn open(trigger: &Trigger) -> Shop {
     shop
 }
 
+/// Changes the first user without a notification.
+async fn write_unheard(shop: &Shop) {
+    let statements =
+        "alter table users disable trigger all; update users set name = 'unheard' where id = '1'";
+    shop.server.run(statements).await;
+}
+
 pub(crate) fn trigger() -> Trigger {
     Trigger {
         schema: "public".into(),
@@ -135,9 +142,7 @@ async fn lock_of_a_listener_that_is_gone_without_a_word_is_free_soon() {
     // The server learns nothing of its client's end.
     relay.suffer(Fault::Parted);
     gone.last_error("notifications/db").await;
-    shop.server
-        .run("alter table users disable trigger all; update users set name = 'unheard' where id = '1'")
-        .await;
+    write_unheard(&shop).await;
     stays.until_new("/users/1", &old).await;
     until("another listener", async || stays.logged("listening for notifications")).await;
 }
@@ -176,9 +181,7 @@ async fn lock_that_a_stranger_has_is_reported_and_the_gap_is_purged() {
         (sidecar.metric("larder_tier_up", &["notifications/db"]).await == 0.0).then_some(())
     })
     .await;
-    shop.server
-        .run("alter table users disable trigger all; update users set name = 'unheard' where id = '1'")
-        .await;
+    write_unheard(&shop).await;
     drop(stranger);
     sidecar.until_new("/users/1", &old).await;
     sidecar.until_no_error().await;
@@ -226,9 +229,7 @@ async fn silent_connection_is_given_up() {
     relay.suffer(Fault::Silent);
     let error = sidecar.last_error("notifications/db").await;
     assert!(error.contains("did not respond"), "{error}");
-    shop.server
-        .run("alter table users disable trigger all; update users set name = 'unheard' where id = '1'")
-        .await;
+    write_unheard(&shop).await;
     relay.suffer(Fault::Nothing);
     sidecar.until_new("/users/1", &old).await;
     sidecar.until_no_error().await;
